@@ -1,0 +1,3 @@
+#define EQUIBIT_TABLE avx2_kernels
+#define EQUIBIT_NAME "avx2"
+#include "kernels/kernels.inc"

@@ -1,0 +1,182 @@
+// The arithmetic of the networks as a table of functions, one table per instruction set.
+//
+// Rows are channel-last: [atom][channel] or [atom][component][channel]. A leading dimension `ld` is
+// the distance between rows in floats. Kernels never allocate.
+#pragma once
+
+#include <cstdint>
+
+namespace equibit {
+
+inline constexpr int kMaxDegree = 3;
+inline constexpr int kMaxHeads = 32;
+
+/// Pairs of atoms i ≤ j, each once, sorted by i; pair p stands for edge (i, j) and edge (j, i).
+struct Pairs {
+  int64_t n_atoms;
+  int64_t n_pairs;
+  const int64_t* first;   // [n_atoms + 1] pairs of atom i are first[i] … first[i+1]
+  const int32_t* second;  // [n_pairs] j
+  const int32_t* tap;     // [n_pairs] first of the four splines that overlap d
+  const float* taps;      // [n_pairs][4] their values
+  const float* slopes;    // [n_pairs][4] their derivatives with respect to d
+  const float* envelope;  // [n_pairs][2] f_c(d) and its derivative
+  const float* harmonics[kMaxDegree + 1];  // [n_pairs][2ℓ+1] Ŷ_ℓ(r̂_ij), ℓ ≥ 1
+};
+
+/// One attention layer: A_i = Σ_j w_ij m_ij / S_i, S_i = 1 + Σ_j w_ij (softmax) or 1 (linear).
+struct Attention {
+  int heads;
+  int scalars;     // F
+  int channels;    // C of each degree ℓ ≥ 1
+  int max_degree;  // L
+  bool first;      // no vectors to send yet
+  bool softmax;
+  const float* table;  // [n_splines][stride] columns F, C·L (0→ℓ), (C, C)·L (ℓ→0, ℓ→ℓ), heads
+  int64_t stride;
+  const float* query;  // [n_atoms][F] times temperature
+  const float* key;    // [n_atoms][F]
+  const float* value;  // [n_atoms][F + L·C]
+  int64_t value_ld;
+  const float* vectors[kMaxDegree + 1];  // [n_atoms][2ℓ+1][C]
+
+  float* raw;                        // [n_pairs][2][heads] e^z or z of both edges
+  float* sums;                       // [n_atoms][heads] S_i
+  float* invariants;                 // [n_atoms][F + L·C], only F in the first layer
+  int64_t invariant_ld;
+  float* messages[kMaxDegree + 1];   // [n_atoms][2ℓ+1][C]
+};
+
+/// Gradients of one attention layer; outputs are added to what is there.
+struct AttentionGradient {
+  const float* sums;                          // [n_atoms][heads] ∂E/∂S_i
+  const float* invariants;                    // [n_atoms][·] ∂E/∂(S_i A_i⁰)
+  const float* messages[kMaxDegree + 1];      // [n_atoms][2ℓ+1][C] ∂E/∂(S_i A_i^ℓ)
+  float* query;                               // [n_atoms] rows of leading dimension qkv_ld
+  float* key;
+  float* value;
+  int64_t qkv_ld;
+  float* vectors[kMaxDegree + 1];
+  float* distance;                            // [n_pairs]
+  float* harmonics[kMaxDegree + 1];           // [n_pairs][2ℓ+1]
+  float* scratch;                             // [most pairs of one atom][pair_scratch()]
+};
+
+/// Floats of scratch per pair that `attention_backward` needs.
+constexpr int64_t pair_scratch() { return 16 * (1 + 3 + 5 + 7) + 4 * kMaxHeads; }
+
+/// A sparse coupling tensor and its weights: P^ℓ3 += w_c C_mnk U^ℓ1_m T^ℓ2_n.
+struct Coupling {
+  int l1, l2, l3;
+  int n_terms;
+  const int32_t* terms;  // [n_terms][3] m, n, k
+  const float* values;   // [n_terms]
+  const float* weight;   // [channels]
+};
+
+/// Y = scale_r (Σ_g step_og Σ_k w_ok q_rk) + b, or Y += … , in integers within each group g.
+struct CodeProduct {
+  int64_t rows;
+  int words;               // of 32 bits per row of codes
+  int group_words;         // that share a step
+  int groups;
+  int out;
+  const int32_t* x;        // [rows][ldx] codes
+  int64_t ldx;
+  const float* scales;     // [rows]
+  const int32_t* weight;   // [⌈out/panel⌉][words][panel]
+  const float* steps;      // [⌈out/panel⌉][groups][panel]
+  const int32_t* offsets;  // [⌈out/panel⌉][groups][panel] what each sum starts from
+  const float* bias;       // [out] or [species][out], or null
+  const int32_t* bias_index;  // [rows] species, or null
+  float* y;
+  int64_t ldy;
+  bool add;
+};
+
+struct Kernels {
+  const char* name;
+  int panel;  // output channels that a packed float weight keeps side by side
+
+  /// Y = X Wᵀ + b, or Y += … . weight: [⌈out/panel⌉][in][panel].
+  void (*gemm)(int64_t rows, int in, int out, const float* x, int64_t ldx, const float* weight,
+               const float* bias, float* y, int64_t ldy, bool add);
+
+  /// y = (x − mean)/σ · g + b; keeps the normalised x and 1/σ for the reverse pass.
+  void (*layer_norm)(int64_t rows, int n, const float* x, const float* gain, const float* bias,
+                     float* normal, float* inverse, float* y, int64_t ldy);
+  void (*layer_norm_backward)(int64_t rows, int n, const float* dy, int64_t ldy, const float* gain,
+                              const float* normal, const float* inverse, float* dx);
+
+  /// y = x/‖x‖ within each head, or a copy; then rounding to `highest` codes where it is not 0;
+  /// `scaled` = factor_h · rounded y.
+  void (*heads)(int64_t rows, int heads, int width, const float* x, int64_t ldx, bool normalise,
+                int highest, const float* factor, float* normal, float* inverse, float* scaled);
+  /// In place: from ∂E/∂scaled to ∂E/∂x.
+  void (*heads_backward)(int64_t rows, int heads, int width, bool normalise, const float* factor,
+                         const float* normal, const float* inverse, float* dx, int64_t ldx);
+
+  void (*silu)(int64_t n, const float* x, float* y);
+  /// In place: dy becomes dx.
+  void (*silu_backward)(int64_t n, const float* x, float* dy);
+
+  void (*attention)(const Pairs&, const Attention&);
+  /// Divides messages by S_i and adds residuals: vectors_out = vectors + messages.
+  void (*attention_finish)(const Pairs&, const Attention&, float* const* vectors_out);
+  void (*attention_backward)(const Pairs&, const Attention&, const AttentionGradient&);
+  /// From ∂E/∂A to ∂E/∂(S A), into `d_invariants` in place and `d_messages`, and ∂E/∂S.
+  void (*attention_finish_backward)(const Pairs&, const Attention&, float* d_invariants,
+                                    const float* const* d_vectors, float* const* d_messages,
+                                    float* d_sums);
+
+  /// s_c = Σ_m U_mc T_mc · factor, with U and T side by side in rows of 2C.
+  void (*vector_dot)(int64_t atoms, int components, int channels, const float* ut, float factor,
+                     float* s, int64_t lds);
+  void (*vector_dot_backward)(int64_t atoms, int components, int channels, const float* ut,
+                              float factor, const float* ds, int64_t lds, float* dut);
+  void (*couple)(int64_t atoms, int channels, const Coupling&, const float* ut1, const float* ut2,
+                 float* product);
+  void (*couple_backward)(int64_t atoms, int channels, const Coupling&, const float* ut1,
+                          const float* ut2, const float* d_product, float* dut1, float* dut2);
+  /// y = gate_c (U + P), rows of C; P may be null.
+  void (*gate)(int64_t atoms, int components, int channels, const float* gate, int64_t ldg,
+               const float* ut, const float* product, float* y);
+  /// dut's first half and d_product (which may be null) are set; d_gate is set.
+  void (*gate_backward)(int64_t atoms, int components, int channels, const float* gate,
+                        int64_t ldg, const float* ut, const float* product, const float* dy,
+                        float* d_gate, int64_t ldd, float* dut, float* d_product);
+  /// y += D x, or y = D x: components turned by an [n][n] matrix per atom, or its transpose.
+  void (*rotate)(int64_t atoms, int components, int channels, const float* matrices,
+                 bool transpose, const float* x, float* y, bool add);
+  void (*add)(int64_t n, const float* x, float* y);
+
+  /// Products of 16-bit codes, and of unsigned 8-bit codes (null where that is no faster).
+  void (*gemm_codes16)(const CodeProduct&);
+  void (*gemm_codes8)(const CodeProduct&);
+  /// Codes of x − μ_Z with one step per row, max|x − μ_Z|/highest; 8-bit codes are shifted by 128.
+  /// `centers` may be null. Codes from n to ldc are zero.
+  void (*round_rows16)(int64_t rows, int n, const float* x, int64_t ldx, const float* centers,
+                       const int32_t* species, int highest, int16_t* codes, int64_t ldc,
+                       float* scales);
+  void (*round_rows8)(int64_t rows, int n, const float* x, int64_t ldx, const float* centers,
+                      const int32_t* species, int highest, uint8_t* codes, int64_t ldc,
+                      float* scales);
+  /// v̂ with magnitude and direction rounded apart (`mddq`).
+  void (*round_vectors)(int64_t atoms, int components, int channels, const float* v,
+                        int magnitude_highest, int direction_highest, float* rounded);
+  /// In place: from ∂E/∂v̂ to ∂E/∂v, straight through the rounding.
+  void (*round_vectors_backward)(int64_t atoms, int components, int channels, const float* v,
+                                 int magnitude_highest, int direction_highest, float* gradient);
+};
+
+const Kernels& portable_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+/// The fastest table that this processor can run, or the named one (nullptr if it cannot).
+const Kernels& best_kernels();
+const Kernels* find_kernels(const char* name);
+/// Names of the tables that this processor can run, fastest first, ended by nullptr.
+const char* const* kernel_names();
+
+}  // namespace equibit

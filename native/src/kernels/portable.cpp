@@ -1,0 +1,3 @@
+#define EQUIBIT_TABLE portable_kernels
+#define EQUIBIT_NAME "portable"
+#include "kernels/kernels.inc"

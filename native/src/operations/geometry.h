@@ -1,0 +1,63 @@
+// Pairs of atoms, orientations and frames in float64, and what the kernels need of them in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "operations/workspace.h"
+
+namespace equibit {
+
+/// Å. Closer nuclei are a broken file, not chemistry.
+inline constexpr double kMinDistance = 0.05;
+
+/// Pairs i ≤ j within the cutoff, each once, sorted by i.
+struct PairList {
+  int64_t n_atoms = 0;
+  int64_t n_pairs = 0;
+  int64_t most = 0;            // pairs of one atom
+  int64_t* first = nullptr;    // [n_atoms + 1]
+  int32_t* second = nullptr;   // [n_pairs]
+  double* vectors = nullptr;   // [n_pairs][3] r_j − r_i in Å
+  double closest = 1e30;       // smallest distance
+};
+
+/// All pairs of an open system.
+PairList open_pairs(int64_t n_atoms, const double* positions, double cutoff, Workspace& workspace);
+
+/// Pairs from directed edges, of which both directions are listed.
+PairList pairs_of_edges(int64_t n_atoms, int64_t n_edges, const int64_t* receivers,
+                        const int64_t* senders, const double* vectors, Workspace& workspace);
+
+/// Proper rotation into the structure's own orientation (columns are its axes); see
+/// `equibit.networks.frames.canonical_orientation`.
+void canonical_orientation(const PairList& pairs, const int32_t* species, double cutoff,
+                           Workspace& workspace, double rotation[9]);
+
+/// r ← r Q for every pair.
+void turn_pairs(const PairList& pairs, const double rotation[9]);
+
+/// Local axes of every atom, columns, [n_atoms][3][3]; see `equibit.networks.frames.local_frames`.
+double* local_frames(const PairList& pairs, const int32_t* species, double cutoff,
+                     Workspace& workspace);
+
+/// D_1 … D_L of the frames in float32, D_ℓ from D_1 and D_{ℓ−1} with coupling tensors
+/// [3][2ℓ−1][2ℓ+1].
+void wigner_matrices(int64_t n_atoms, const double* frames, int max_degree,
+                     const double* const* couplings, Workspace& workspace, float** matrices);
+
+/// What the kernels read of the pairs.
+struct PairGeometry {
+  Pairs pairs;
+  double* distances;  // [n_pairs]
+  double* units;      // [n_pairs][3]
+};
+
+PairGeometry pair_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
+                           Workspace& workspace);
+
+/// ∂E/∂r_ij in eV/Å from ∂E/∂d and ∂E/∂Ŷ_ℓ. Shape: [n_pairs][3].
+void vector_gradients(const PairGeometry& geometry, int max_degree, const float* d_distance,
+                      const float* const* d_harmonics, double* gradients);
+
+}  // namespace equibit

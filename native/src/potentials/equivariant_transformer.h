@@ -1,0 +1,90 @@
+// `equibit.networks.equivariant_transformer` without torch: energies and an explicit reverse pass.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "operations/geometry.h"
+#include "operations/product.h"
+#include "operations/tensors.h"
+#include "operations/workspace.h"
+
+namespace equibit {
+
+struct TransformerConfig {
+  int elements;
+  int layers;
+  int heads;
+  int scalars;     // F
+  int channels;    // C of each degree ℓ ≥ 1, 0 without
+  int max_degree;  // L
+  int hidden;      // width of the update network's hidden layer
+  int splines;
+  double cutoff;
+  bool softmax;
+  bool robust;
+  int attention_highest;  // code of queries and keys, 0 where they are not rounded
+  bool local_frames;      // vectors are rounded in the atoms' own axes
+  bool orient;            // turn structures into an orientation of their own first
+};
+
+struct Outputs {
+  double* atomic_energies;  // [n_atoms]
+  double* forces;           // [n_atoms][3], or null
+  double* virial;           // [3][3] Σ r ⊗ ∂E/∂r, symmetrised, or null
+};
+
+class EquivariantTransformer {
+ public:
+  /// Throws ModelFault where the tensors do not fit the configuration.
+  EquivariantTransformer(const TransformerConfig& config, const Tensors& tensors,
+                         const Kernels& kernels);
+
+  const TransformerConfig& config() const { return config_; }
+  const Kernels& kernels() const { return *kernels_; }
+
+  /// Energies, and forces and virial where asked for, of one structure whose pairs are listed. The
+  /// vectors of `pairs` are turned in place. Species index the elements. Thread-safe with one
+  /// workspace per thread.
+  void compute(PairList& pairs, const int32_t* species, Workspace& workspace,
+               const Outputs& outputs) const;
+
+ private:
+  struct Layer {
+    std::vector<float> norm_gain, norm_bias, query_factor, table;
+    Product qkv, output;
+    std::vector<float> update_gain, update_bias;
+    std::vector<Product> mix;  // by degree
+    std::vector<std::vector<float>> product_weights;
+    Product hidden, update;
+  };
+  struct SparseCoupling {
+    int l1, l2, l3;
+    std::vector<int32_t> terms;
+    std::vector<float> values;
+  };
+  struct State;
+
+  int64_t table_stride(bool first) const;
+  Coupling coupling(const Layer& layer, size_t path) const;
+  void forward(const PairGeometry& geometry, const int32_t* species, const float* const* frames,
+               Workspace& workspace, std::vector<State>& states, float* energies) const;
+  void backward(const PairGeometry& geometry, const int32_t* species,
+                const float* const* frames, int64_t most_pairs,
+                Workspace& workspace, const std::vector<State>& states, float* d_distance,
+                float* const* d_harmonics) const;
+
+  TransformerConfig config_;
+  const Kernels* kernels_;
+  std::vector<double> scale_, shift_;
+  std::vector<float> embedding_;
+  std::vector<Layer> layers_;
+  std::vector<SparseCoupling> couplings_;
+  std::vector<double> wigner_[kMaxDegree + 1];  // couplings (1, ℓ−1, ℓ)
+  std::vector<float> head_gain_, head_bias_;
+  Product head_hidden_, head_output_;
+  std::vector<float> ones_;
+};
+
+}  // namespace equibit

@@ -1,0 +1,249 @@
+// Every table of kernels against plain loops, and the loader against tensors that do not fit.
+// Built with -DEQUIBIT_TESTS=ON, and with -DEQUIBIT_SANITIZE=ON for AddressSanitizer and UBSan.
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "operations/geometry.h"
+#include "operations/product.h"
+#include "operations/tensors.h"
+#include "potentials/equivariant_transformer.h"
+
+namespace equibit {
+namespace {
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  std::printf("failed: %s\n", what.c_str());
+  ++failures;
+}
+
+std::mt19937 generator(1);
+
+std::vector<float> random(int64_t n) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<size_t>(n));
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+/// Owns arrays and describes them as a model file would.
+struct Model {
+  Tensors tensors;
+  std::vector<std::vector<float>> floats;
+  std::vector<std::vector<double>> doubles;
+  std::vector<std::vector<int8_t>> bytes;
+  std::vector<std::vector<int32_t>> integers;
+
+  void add(const std::string& name, std::vector<float> values, std::vector<int64_t> shape) {
+    floats.push_back(std::move(values));
+    tensors.add(name, {Tensor::Type::kFloat32, floats.back().data(), std::move(shape)});
+  }
+  void add_random(const std::string& name, std::vector<int64_t> shape) {
+    int64_t n = 1;
+    for (int64_t size : shape) n *= size;
+    add(name, random(n), std::move(shape));
+  }
+  void add_double(const std::string& name, std::vector<double> values) {
+    const auto n = static_cast<int64_t>(values.size());
+    doubles.push_back(std::move(values));
+    tensors.add(name, {Tensor::Type::kFloat64, doubles.back().data(), {n}});
+  }
+};
+
+void test_product(const Kernels& kernels, int rows, int in, int out, int bits, int group) {
+  const std::string what = std::string(kernels.name) + " product " + std::to_string(rows) + "×" +
+                           std::to_string(in) + "×" + std::to_string(out) + " bits " +
+                           std::to_string(bits) + " group " + std::to_string(group);
+  Model model;
+  const int groups = group >= in ? 1 : (in + group - 1) / group;
+  std::vector<int8_t> codes(static_cast<size_t>(in) * out);
+  std::uniform_int_distribution<int> code(-127, 127);
+  for (int8_t& value : codes) value = static_cast<int8_t>(code(generator));
+  std::vector<float> steps = random(static_cast<int64_t>(out) * groups), weight;
+  for (float& step : steps) step = std::abs(step) + 0.01f;
+  for (int o = 0; o < out; ++o) {
+    for (int k = 0; k < in; ++k) {
+      weight.push_back(steps[static_cast<size_t>(o * groups + (groups == 1 ? 0 : k / group))] *
+                       codes[static_cast<size_t>(o * in + k)]);
+    }
+  }
+  model.add("p.weight", weight, {out, in});
+  model.add_random("p.bias", {out});
+  if (bits > 0) {
+    model.bytes.push_back(codes);
+    model.tensors.add("p.codes", {Tensor::Type::kInt8, model.bytes.back().data(), {out, in}});
+    model.add("p.steps", steps, {out, groups});
+    model.integers.push_back({group});
+    model.tensors.add("p.group", {Tensor::Type::kInt32, model.integers.back().data(), {1}});
+    model.integers.push_back({bits});
+    model.tensors.add("p.bits", {Tensor::Type::kInt32, model.integers.back().data(), {1}});
+  }
+  const Product product(kernels, model.tensors, "p", in, out, true, 1);
+  const std::vector<float> x = random(static_cast<int64_t>(rows) * in);
+  std::vector<float> y(static_cast<size_t>(rows) * out, 1.0f);
+  Workspace workspace;
+  product.forward(rows, nullptr, x.data(), in, y.data(), out, true, workspace);
+  const std::vector<float>& bias = model.floats[1];
+  double worst = 0.0, scale = 0.0;
+  for (int r = 0; r < rows; ++r) {
+    const float* row = x.data() + static_cast<size_t>(r) * in;
+    float largest = 0.0f;
+    for (int k = 0; k < in; ++k) largest = std::max(largest, std::abs(row[k]));
+    const float step = largest / static_cast<float>((1 << (std::max(bits, 1) - 1)) - 1);
+    for (int o = 0; o < out; ++o) {
+      double sum = 1.0 + bias[static_cast<size_t>(o)];
+      for (int k = 0; k < in; ++k) {
+        const double value = bits > 0 ? step * std::nearbyint(row[k] / step) : row[k];
+        sum += value * weight[static_cast<size_t>(o * in + k)];
+      }
+      worst = std::max(worst, std::abs(sum - y[static_cast<size_t>(r * out + o)]));
+      scale = std::max(scale, std::abs(sum));
+    }
+  }
+  check(worst <= 2e-6 * scale, what + ": error " + std::to_string(worst / scale));
+}
+
+void test_heads_and_norms(const Kernels& kernels) {
+  // Derivatives along a random direction against differences.
+  const int rows = 5, n = 24;
+  const auto x = random(rows * n), gain = random(n), bias = random(n), dy = random(rows * n),
+             direction = random(rows * n);
+  std::vector<float> normal(x.size()), inverse(rows), y(x.size()), dx(x.size(), 0.0f);
+  const auto value = [&](float t) {
+    std::vector<float> moved = x;
+    for (size_t k = 0; k < x.size(); ++k) moved[k] += t * direction[k];
+    kernels.layer_norm(rows, n, moved.data(), gain.data(), bias.data(), normal.data(),
+                       inverse.data(), y.data(), n);
+    double sum = 0.0;
+    for (size_t k = 0; k < y.size(); ++k) sum += static_cast<double>(y[k]) * dy[k];
+    return sum;
+  };
+  const double numerical = (value(0.01f) - value(-0.01f)) / 0.02;
+  value(0.0f);
+  kernels.layer_norm_backward(rows, n, dy.data(), n, gain.data(), normal.data(), inverse.data(),
+                              dx.data());
+  double analytic = 0.0;
+  for (size_t k = 0; k < dx.size(); ++k) analytic += static_cast<double>(dx[k]) * direction[k];
+  check(std::abs(numerical - analytic) < 2e-3 * std::abs(analytic) + 1e-2,
+        std::string(kernels.name) + " layer_norm derivative");
+}
+
+void test_loader() {
+  TransformerConfig config{.elements = 1,
+                           .layers = 1,
+                           .heads = 2,
+                           .scalars = 8,
+                           .channels = 8,
+                           .max_degree = 1,
+                           .hidden = 8,
+                           .splines = 8,
+                           .cutoff = 4.0,
+                           .softmax = true,
+                           .robust = true,
+                           .attention_highest = 0,
+                           .local_frames = false,
+                           .orient = true};
+  const auto fill = [](Model& model) {
+    model.add_double("energy_scale", {1.0});
+    model.add_double("energy_shift", {0.0});
+    model.add_random("embedding", {1, 8});
+    for (const char* name : {"attention.0.norm", "update.0.norm", "head.norm"}) {
+      model.add_random(std::string(name) + ".weight", {8});
+      model.add_random(std::string(name) + ".bias", {8});
+    }
+    const struct {
+      const char* name;
+      int64_t out, in;
+    } products[] = {{"attention.0.qkv", 32, 8},  {"attention.0.output", 8, 8},
+                    {"update.0.mix.1", 16, 8},   {"update.0.hidden", 8, 16},
+                    {"update.0.output", 8, 8},   {"head.hidden", 8, 8},
+                    {"head.output", 1, 8}};
+    for (const auto& product : products) {
+      model.add_random(std::string(product.name) + ".weight", {product.out, product.in});
+      model.add_random(std::string(product.name) + ".bias", {product.out});
+    }
+    model.add_random("attention.0.temperature", {2});
+    model.add_random("attention.0.table", {8, 18});
+  };
+  const auto refuses = [&](const TransformerConfig& c, const Tensors& tensors) {
+    try {
+      const EquivariantTransformer network(c, tensors, best_kernels());
+      return false;
+    } catch (const ModelFault&) {
+      return true;
+    }
+  };
+  Model good;
+  fill(good);
+  check(!refuses(config, good.tensors), "a complete model is accepted");
+  Model odd;
+  fill(odd);
+  odd.add_random("attention.0.table", {8, 17});
+  check(refuses(config, odd.tensors), "a table of the wrong width is refused");
+  for (int TransformerConfig::* field :
+       {&TransformerConfig::heads, &TransformerConfig::layers, &TransformerConfig::scalars,
+        &TransformerConfig::channels, &TransformerConfig::max_degree, &TransformerConfig::hidden,
+        &TransformerConfig::splines, &TransformerConfig::elements}) {
+    for (int value : {-1, 0, 3, 1 << 30}) {
+      TransformerConfig wrong = config;
+      wrong.*field = value;
+      check(refuses(wrong, good.tensors), "a wrong size is refused");
+    }
+  }
+
+  // Forces against differences of energies, through every table.
+  const std::vector<double> at = {0.0, 0.0, 0.0, 1.1, 0.2, 0.0, -0.3, 0.9, 0.4, 0.5, -0.8, 0.9};
+  const std::vector<int32_t> species = {0, 0, 0, 0};
+  for (const char* const* name = kernel_names(); *name != nullptr; ++name) {
+    const EquivariantTransformer network(config, good.tensors, *find_kernels(*name));
+    const auto energy = [&](const std::vector<double>& positions, double* forces) {
+      Workspace workspace;
+      PairList pairs = open_pairs(4, positions.data(), 4.0, workspace);
+      double energies[4], virial[9];
+      network.compute(pairs, species.data(), workspace,
+                      {energies, forces, forces != nullptr ? virial : nullptr});
+      return energies[0] + energies[1] + energies[2] + energies[3];
+    };
+    double forces[12];
+    energy(at, forces);
+    double largest = 0.0;
+    for (double force : forces) largest = std::max(largest, std::abs(force));
+    for (size_t k = 0; k < at.size(); ++k) {
+      std::vector<double> up = at, down = at;
+      up[k] += 2e-3;
+      down[k] -= 2e-3;
+      const double numerical = -(energy(up, nullptr) - energy(down, nullptr)) / 4e-3;
+      check(std::abs(numerical - forces[k]) < 3e-3 * largest,
+            std::string(*name) + " force " + std::to_string(k));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace equibit
+
+int main() {
+  using namespace equibit;
+  for (const char* const* name = kernel_names(); *name != nullptr; ++name) {
+    const Kernels& kernels = *find_kernels(*name);
+    for (int rows : {1, 2, 9, 27}) {
+      for (int bits : {0, 4, 8, 16}) {
+        test_product(kernels, rows, 64, 96, bits, 1 << 16);
+        test_product(kernels, rows, 64, 33, bits, 32);
+        test_product(kernels, rows, 23, 7, bits, 8);
+      }
+    }
+    test_product(kernels, 3, 1300, 5, 16, 1 << 16);
+    test_heads_and_norms(kernels);
+  }
+  test_loader();
+  if (failures == 0) std::printf("all passed\n");
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,129 @@
+"""``equibit inspect``: what a model file holds, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from equibit.cli.tables import key_value_table
+
+if TYPE_CHECKING:
+    from equibit.evaluation.description import ModelDescription
+
+app = typer.Typer()
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Shipped model or path to a model file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Say what a model file holds: network, recipe, layers, bits, bytes and how it was made.
+
+    The file's checksum is verified first; PyTorch is not needed.
+    """
+    from equibit.evaluation.description import describe_model
+    from equibit.models import resolve_model
+
+    description = describe_model(resolve_model(model))
+    if as_json:
+        typer.echo(json.dumps(description.to_json(), ensure_ascii=False, allow_nan=False))
+        return
+    console = Console(highlight=False)
+    console.print(key_value_table(description.name, _overview(description)))
+    console.print("\n[bold]Recipe[/bold]", description.recipe)
+    for sentence in description.recipe_words:
+        console.print(f"  {sentence}")
+    console.print()
+    if description.layers:
+        console.print(_layer_table(description))
+    console.print(_size_table(description))
+    console.print(key_value_table("Training", dict(_flat(description.training))))
+
+
+def _overview(description: ModelDescription) -> dict[str, object]:
+    settings = ", ".join(f"{k} {_short(v)}" for k, v in description.hyperparameters.items())
+    units = description.units
+    return {
+        "file": description.file,
+        "checksum": f"verified; SHA-256 of the file {description.sha256[:16]}…",
+        "format": f"model, version {description.version}",
+        "architecture": description.architecture,
+        "hyper-parameters": settings.replace("_", " "),
+        "elements": ", ".join(description.elements),
+        "cutoff": f"{description.cutoff:g} Å",
+        "units": f"{units.get('energy', '?')}, {units.get('length', '?')}",
+        "numbers": f"{description.n_weights:,}",
+        "card": description.card or "none beside the file",
+    }
+
+
+def _layer_table(description: ModelDescription) -> Table:
+    table = Table(title="Quantised layers", title_justify="left", header_style="dim")
+    for column in ("layer", "weight", "bits", "one step", "input", "products", "bytes"):
+        table.add_column(column, justify="right" if column in ("bits", "bytes") else "left")
+    for layer in description.layers:
+        table.add_row(
+            layer.name,
+            " × ".join(map(str, layer.shape)),
+            str(layer.bits),
+            layer.steps,
+            layer.input,
+            "integer" if layer.integer else "float",
+            f"{layer.bytes:,}",
+        )
+    return table
+
+
+def _size_table(description: ModelDescription) -> Table:
+    size = description.size
+    quantized = [part for part in size.parts if part.quantized]
+    rest = [part for part in size.parts if not part.quantized]
+    table = Table(title="Size", title_justify="left", header_style="dim")
+    for column in ("part", "bits", "numbers", "bytes", "in FP32", "ratio"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+
+    def row(label: str, bits: str, numbers: int | None, stored: int, fp32: int) -> None:
+        counted = "" if numbers is None else f"{numbers:,}"
+        ratio = f"{fp32 / stored:.2f}×" if stored else "–"
+        table.add_row(label, bits, counted, f"{stored:,}", f"{fp32:,}", ratio)
+
+    if quantized:
+        bits = "/".join(str(b) for b in sorted({part.bits for part in quantized}))
+        row(
+            f"quantised layers ({len(quantized)})",
+            bits,
+            sum(part.n_weights for part in quantized),
+            sum(part.bytes for part in quantized),
+            sum(part.fp32_bytes for part in quantized),
+        )
+    for part in sorted(rest, key=lambda part: -part.bytes):
+        if part.bytes:
+            row(part.name, "32", part.n_weights, part.bytes, part.fp32_bytes)
+    row("whole file, header included", "", None, size.file_bytes, size.fp32_file_bytes)
+    return table
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    """A training record as lines; of a parent, what it was made from but not its own figures."""
+    items: list[tuple[str, object]] = []
+    for key, value in record.items():
+        if key == "parent" and isinstance(value, Mapping):
+            items.append((f"{prefix}parent", value.get("name", "–")))
+            made = value.get("training", {})
+            own = {k: v for k, v in made.items() if k not in ("metrics", "versions")}
+            items += _flat(own, f"{prefix}parent: ")
+        elif isinstance(value, Mapping):
+            items += _flat(value, f"{prefix}{key}: ")
+        else:
+            items.append((f"{prefix}{key}", "–" if value is None else value))
+    return items
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,203 @@
+"""The ``Potential`` face of the compiled engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from equibit.engine.arrays import EngineModel, read_model
+from equibit.models.shipped import resolve_model
+from equibit.structures.checks import check_cells, species_index
+from equibit.structures.errors import FileFormatError, ModelError, StructureError
+from equibit.structures.neighbors import check_distinct_positions, neighbor_list
+from equibit.structures.potential import Potential, PotentialInfo, Prediction
+from equibit.structures.structure import Structure
+
+_ALL_PAIRS = 400  # atoms of an open system; beyond it a neighbour search is faster
+
+
+@cache
+def _native() -> ModuleType | None:
+    try:
+        from equibit.engine import _native as module  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return module
+
+
+def _required() -> ModuleType:
+    module = _native()
+    if module is None:
+        raise ModelError(
+            "the compiled engine is missing: install equibit with a C++20 compiler at hand "
+            "(`pip install .` in a checkout), or compute with torch (equibit.load_potential)"
+        )
+    return module
+
+
+def is_built() -> bool:
+    """Whether the compiled module can be imported."""
+    return _native() is not None
+
+
+def supports(name_or_path: str | Path) -> bool:
+    """Whether ``load`` would give a potential: the engine is built and runs this model.
+
+    Raises:
+        ModelError: no such model.
+        FileFormatError: damaged, foreign, newer or inconsistent file.
+    """
+    if not is_built():
+        return False
+    try:
+        read_model(resolve_model(name_or_path))
+    except ModelError:
+        return False
+    return True
+
+
+def load(name_or_path: str | Path, *, kernels: str | None = None) -> NativePotential:
+    """A shipped model or a model file as a potential run by the engine.
+
+    Args:
+        name_or_path: shipped name, model file, or the folder of a finished run.
+        kernels: instruction set by name, one of ``kernel_names()``; None for the fastest.
+
+    Raises:
+        ModelError: no such model, a network or recipe that the engine does not run, or no engine.
+        FileFormatError: damaged, foreign, newer or inconsistent file.
+    """
+    path = resolve_model(name_or_path)
+    try:
+        return NativePotential(read_model(path), kernels=kernels)
+    except FileFormatError as error:
+        text = str(error)
+        raise FileFormatError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = None) -> Potential:
+    """The engine where it runs the model, torch otherwise; torch is imported only then.
+
+    Args:
+        name_or_path: shipped name, model file, or the folder of a finished run.
+        dtype: ``float64`` arithmetic is torch's; None and ``float32`` are the engine's.
+
+    Raises:
+        ModelError: no such model, or neither the engine nor torch is installed.
+        FileFormatError: damaged, foreign, newer or inconsistent file.
+    """
+    path = resolve_model(Path(name_or_path))
+    reason = "float64 arithmetic"
+    if dtype in (None, "float32"):
+        try:
+            return load(path)
+        except ModelError as error:
+            reason = str(error)
+    from equibit.models import load_potential
+
+    try:
+        potential: Potential = load_potential(path, dtype=dtype)
+    except ImportError as error:
+        raise ModelError(
+            f'{path} needs torch ({reason}), which is not installed: pip install "equibit[train]"'
+        ) from error
+    return potential
+
+
+def kernel_names() -> list[str]:
+    """Instruction sets that this processor can run, fastest first."""
+    return list(_required().kernel_names())
+
+
+class NativePotential:
+    """A model run by compiled code: float32 or low-bit arithmetic, geometry in float64.
+
+    Calls release the interpreter lock, may come from several threads at once, and give the same
+    bits whatever else is in the batch.
+
+    Attributes:
+        name: what reports call it.
+        kernels: the instruction set in use.
+    """
+
+    def __init__(self, model: EngineModel, *, kernels: str | None = None) -> None:
+        native = _required()
+        try:
+            self._network = native.EquivariantTransformer(model.config, model.arrays, kernels)
+        except native.ModelFault as error:
+            raise FileFormatError(str(error)) from error
+        except ValueError as error:
+            raise ModelError(f"{error}; known are {', '.join(kernel_names())}") from error
+        self._info = PotentialInfo(
+            model.name, model.elements, float(model.config["cutoff"]), "float32", model.recipe
+        )
+        self._native = native
+        self.kernels = str(self._network.kernels)
+
+    @property
+    def name(self) -> str:
+        return self._info.name
+
+    @property
+    def info(self) -> PotentialInfo:
+        return self._info
+
+    def compute(
+        self, structures: Sequence[Structure], *, forces: bool = True, stress: bool = False
+    ) -> list[Prediction]:
+        """See ``Potential.compute``.
+
+        Raises:
+            ModelError: an element the model never saw; or a result that is not finite, from a
+                damaged model or from atoms in impossible places.
+            StructureError: coinciding atoms, or stress asked of a structure without a 3-D cell.
+        """
+        if stress:
+            check_cells(structures)
+        return [self._compute_one(structure, forces, stress) for structure in structures]
+
+    def _compute_one(self, structure: Structure, forces: bool, stress: bool) -> Prediction:
+        species = species_index(structure, self._info.elements).astype(np.int32)
+        gradients = forces or stress
+        try:
+            if structure.periodic or len(structure) > _ALL_PAIRS:
+                edges = neighbor_list(structure, self._info.cutoff)
+                energies, force, virial = self._network.edges(
+                    species,
+                    np.ascontiguousarray(edges.receivers),
+                    np.ascontiguousarray(edges.senders),
+                    np.ascontiguousarray(edges.vectors),
+                    gradients,
+                )
+            else:
+                positions = np.ascontiguousarray(structure.positions)
+                energies, force, virial = self._network.open(species, positions, gradients)
+        except self._native.Coincidence:
+            check_distinct_positions(structure)
+            raise StructureError("two atoms coincide") from None
+        except self._native.NotFinite:
+            raise ModelError(
+                "the energy or a force is not a finite number: the atoms are far outside what the "
+                "model was trained on, or its weights are damaged"
+            ) from None
+        return Prediction(
+            float(energies.sum()),
+            energies,
+            force if forces else None,
+            _stress(structure, virial) if stress else None,
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a NativePotential cannot be pickled: load the model in each process")
+
+
+def _stress(structure: Structure, virial: np.ndarray) -> np.ndarray:
+    assert structure.cell is not None
+    stress: np.ndarray = virial / abs(np.linalg.det(structure.cell))
+    return stress

@@ -1,0 +1,247 @@
+"""What a model file holds, in words and numbers, read from the file alone. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equibit.evaluation.metrics import symbol
+from equibit.evaluation.record import Record
+from equibit.evaluation.size import ModelSize, PartSize, measure_size, packed_layers
+from equibit.quantization.recipes import Recipe, ScalarSpec, VectorSpec
+from equibit.storage import read_container
+from equibit.storage.checksum import file_sha256
+from equibit.structures.errors import ConfigError, FileFormatError
+
+FP32 = "fp32"
+CARD_SUFFIX = ".md"
+_SHARED = ("architecture", "elements", "cutoff")
+
+
+@dataclass(frozen=True)
+class LayerDescription(Record):
+    """One quantised matrix product.
+
+    Attributes:
+        name: of the layer.
+        shape: of its weight, output channels before input channels.
+        bits: width of a weight code.
+        steps: what has a step of its own.
+        input: how its input is rounded.
+        integer: whether codes of weight and input can be multiplied as integers.
+        bytes: of the layer, everything counted.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+    steps: str
+    input: str
+    integer: bool
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelDescription(Record):
+    """A model file.
+
+    Attributes:
+        file: where it is.
+        sha256: of the whole file. The checksum inside it was verified on reading.
+        version: of the file format.
+        name: of the model.
+        architecture, hyperparameters: of the network.
+        elements: symbols it was trained on.
+        cutoff: in Å, of one layer.
+        n_weights: numbers it holds.
+        recipe: name of its recipe, ``fp32`` for a float model.
+        recipe_details: the recipe as it is stored, or None.
+        recipe_words: the recipe in sentences.
+        layers: its quantised layers.
+        size: by part.
+        training: data, labels, split, seed, epochs, parent, as recorded when it was written.
+        units: of what it predicts.
+        card: its model card, or None.
+    """
+
+    file: str
+    sha256: str
+    version: int
+    name: str
+    architecture: str
+    hyperparameters: Mapping[str, Any]
+    elements: tuple[str, ...]
+    cutoff: float
+    n_weights: int
+    recipe: str
+    recipe_details: Mapping[str, Any] | None
+    recipe_words: tuple[str, ...]
+    layers: tuple[LayerDescription, ...]
+    size: ModelSize
+    training: Mapping[str, Any]
+    units: Mapping[str, str]
+    card: str | None
+
+
+def describe_model(path: str | os.PathLike[str]) -> ModelDescription:
+    """Read a model file, check all of it, and say what it holds.
+
+    Raises:
+        FileFormatError: missing, damaged, foreign, newer, no model, or without what a model says.
+    """
+    container = read_container(path, kind="model")
+    header = container.header
+    try:
+        network = dict(header["network"])
+        architecture, elements, cutoff = (network.pop(key) for key in _SHARED)
+        name, training, units = header["name"], header["training"], header["units"]
+        quantization = header.get("quantization")
+        recipe = None if quantization is None else Recipe.from_mapping(quantization["recipe"])
+        size = measure_size(path)
+        layers = () if recipe is None else tuple(_layers(header, recipe, size))
+    except KeyError as error:
+        raise FileFormatError(
+            f"{path}: its header says nothing about {error}; write it again"
+        ) from error
+    except ConfigError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    card = Path(path).with_suffix(CARD_SUFFIX)
+    return ModelDescription(
+        file=str(path),
+        sha256=file_sha256(path),
+        version=int(header["version"]),
+        name=name,
+        architecture=architecture,
+        hyperparameters=network,
+        elements=tuple(symbol(z) for z in elements),
+        cutoff=float(cutoff),
+        n_weights=sum(part.n_weights for part in size.parts),
+        recipe=FP32 if recipe is None else recipe.name,
+        recipe_details=None if quantization is None else quantization["recipe"],
+        recipe_words=tuple(recipe_words(recipe)),
+        layers=layers,
+        size=size,
+        training=training,
+        units=units,
+        card=str(card) if card.is_file() else None,
+    )
+
+
+def _layers(
+    header: Mapping[str, Any], recipe: Recipe, size: ModelSize
+) -> Iterator[LayerDescription]:
+    parts: Mapping[str, PartSize] = {part.name: part for part in size.parts}
+    for name, layer in packed_layers(header).items():
+        words, integer = _input(layer, recipe)
+        yield LayerDescription(
+            name=name,
+            shape=tuple(layer["shape"]),
+            bits=int(layer["bits"]),
+            steps=_sharing(layer["granularity"], layer["group_size"]),
+            input=words,
+            integer=integer,
+            bytes=parts[name].bytes,
+        )
+
+
+def _input(layer: Mapping[str, Any], recipe: Recipe) -> tuple[str, bool]:
+    """How a layer's input is rounded, and whether its product can run in integers."""
+    degree = layer.get("degree")
+    if degree is not None:
+        return f"ℓ = {degree}: {vector_words(recipe.vectors)}", vectors_stay_codes(recipe.vectors)
+    if layer.get("weight_only") or recipe.scalars is None:
+        return "float", False
+    return scalar_words(recipe.scalars), True
+
+
+def recipe_words(recipe: Recipe | None) -> list[str]:
+    """What is rounded and how, what can run in integers, and what stays float, as sentences."""
+    if recipe is None:
+        return ["Everything is FP32; atomic energies are scaled, shifted and summed in FP64."]
+    weights = recipe.weights
+    share = _sharing(weights.granularity, weights.group_size)
+    sentences = [f"Weights of quantised layers: {weights.bits}-bit codes, one step {share}."]
+    if recipe.scalars is None:
+        sentences.append("Invariant inputs of matrix products: float, so these products are float.")
+    else:
+        sentences.append(
+            f"Invariant inputs of matrix products: {scalar_words(recipe.scalars)}. Both factors are "
+            f"codes, so the products can run in integers (int{_width(recipe.scalars.bits)} × "
+            f"int{weights.bits}); PyTorch simulates the same rounding in floats."
+        )
+    vectors = recipe.vectors
+    reason = (
+        "components share one step, so products over channels can run in integers"
+        if vectors_stay_codes(vectors)
+        else "vectors are decoded before their products, which run in float"
+    )
+    sentences.append(f"Vectors entering channel mixings: {vector_words(vectors)}; {reason}.")
+    if vectors.codec != "identity":
+        sentences.append(
+            "The frame turns with the atom, so rounding is equivariant at any bit width."
+            if vectors.frame == "local"
+            else "The frame is the laboratory's, so rounding breaks equivariance by the LEE measured."
+        )
+    sentences.append(
+        "Queries and keys of the attention: float."
+        if recipe.attention_bits is None
+        else f"Queries and keys of the attention: {recipe.attention_bits} bits."
+    )
+    stays = ["embedding", "normalisations", "attention weights", "residual stream"]
+    if recipe.weight_only is None:
+        stays += ["radial filters", "energy head"]
+    else:
+        sentences.append(
+            f"Radial filters and energy head: {recipe.weight_only.bits}-bit weights, one step "
+            f"{_sharing(recipe.weight_only.granularity, recipe.weight_only.group_size)}; their "
+            "inputs and products are float, so energies stay smooth in the distances."
+        )
+    stays += [f"layers named {pattern}" for pattern in recipe.keep_fp32]
+    sentences.append(
+        f"FP32 stay {', '.join(stays)}; atomic energies are scaled, shifted and summed in FP64."
+    )
+    return sentences
+
+
+def scalar_words(spec: ScalarSpec | None) -> str:
+    """Rounding of invariant inputs in a few words."""
+    if spec is None:
+        return "float"
+    scale = {"dynamic": "dynamic step per atom", "static": "one learned step"}.get(
+        spec.scale, f"{spec.scale} step"
+    )
+    centred = ", mean of the species subtracted" if spec.centered else ""
+    return f"{spec.bits} bits, {scale}{centred}"
+
+
+def vector_words(spec: VectorSpec) -> str:
+    """Rounding of vectors in a few words."""
+    if spec.codec == "identity":
+        return "float"
+    if spec.codec == "cartesian":
+        bits = f"{spec.magnitude_bits}-bit components"
+    else:
+        bits = f"{spec.magnitude_bits}-bit magnitude, {spec.direction_bits}-bit direction"
+    scale = "dynamic step per atom" if spec.scale == "dynamic" else "one learned step"
+    return f"{spec.codec} in the {spec.frame} frame, {bits}, {scale}"
+
+
+def vectors_stay_codes(spec: VectorSpec) -> bool:
+    """Whether the codec's codes can enter a product over channels as they are."""
+    return spec.codec == "cartesian"
+
+
+def _sharing(granularity: str, group_size: int) -> str:
+    return {
+        "tensor": "per tensor",
+        "channel": "per output channel",
+        "group": f"per group of {group_size} inputs",
+    }[granularity]
+
+
+def _width(bits: int) -> int:
+    """The integer type that holds a code."""
+    return 8 if bits <= 8 else 16

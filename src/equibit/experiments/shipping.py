@@ -1,0 +1,52 @@
+"""Trained networks of the ethanol table into the package, under their names, with their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equibit.experiments.cards import write_card
+from equibit.experiments.ethanol import Cell, Ethanol
+from equibit.experiments.stages import read_evaluation
+from equibit.models.shipped import SUFFIX
+from equibit.storage import read_container, write_container
+from equibit.storage.checksum import file_sha256
+from equibit.structures.errors import ConfigError
+
+
+def ship(experiment: Ethanol, folder: Path, *, seed: int, variants: Sequence[str]) -> list[Path]:
+    """Copy the rMD17 models of one seed into ``folder`` and write their cards.
+
+    The seed is named by the caller beforehand, never chosen by its test errors.
+
+    Raises:
+        ConfigError: a model or its evaluation is not there yet.
+    """
+    cells = [Cell("rmd17", variant, seed) for variant in variants]
+    evaluations = []
+    for cell in cells:
+        model, result = experiment.model(cell), experiment.result(cell)
+        evaluation = read_evaluation(result, model) if model.is_file() else None
+        if evaluation is None:
+            raise ConfigError(
+                f"{cell.name} cannot be shipped: {model} or its figures in {result} "
+                f"are not there or do not belong together; run {experiment.command(cell)}"
+            )
+        evaluations.append(evaluation)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for cell, evaluation in zip(cells, evaluations, strict=True):
+        name = f"ethanol-{cell.variant}"
+        target = folder / f"{name}{SUFFIX}"
+        container = read_container(experiment.model(cell), kind="model")
+        write_container(target, container.tensors, {**container.header, "name": name})
+        written += [target, write_card(target, _renamed(evaluation, name, file_sha256(target)))]
+    return written
+
+
+def _renamed(evaluation: Mapping[str, Any], name: str, digest: str) -> dict[str, Any]:
+    """The same figures for the same tensors under another name."""
+    model = evaluation["model"]
+    info = {**model["info"], "name": name}
+    return {**evaluation, "model": {**model, "info": info}, "model_sha256": digest}

@@ -1,0 +1,39 @@
+"""Where models are: shipped in the package under a name, or anywhere under a path. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from equibit.structures.errors import ModelError
+
+_FOLDER = Path(__file__).parent / "files"
+SUFFIX = ".safetensors"
+
+
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in _FOLDER.glob(f"*{SUFFIX}"))
+
+
+def resolve_model(name_or_path: str | Path) -> Path:
+    """The file of a shipped model's name or of a path.
+
+    Raises:
+        ModelError: neither a shipped name nor an existing file.
+    """
+    path = Path(name_or_path)
+    shipped = _FOLDER / f"{name_or_path}{SUFFIX}"
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / f"model{SUFFIX}").is_file():
+        return path / f"model{SUFFIX}"
+    if len(path.parts) == 1 and shipped.is_file():
+        return shipped
+    names = shipped_models()
+    close = difflib.get_close_matches(str(name_or_path), names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    raise ModelError(
+        f"there is no model {name_or_path}{hint} Give a path to a model file or one of the shipped "
+        f"names: {', '.join(names) or 'none in this installation'}"
+    )

@@ -1,0 +1,279 @@
+"""The papers' equivariant transformer, for any ℓ_max, with the corrections that it needs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from math import pi
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from equibit.networks.attention import AttentionKind, NeighbourAttention
+from equibit.networks.base import AtomisticNetwork, NetworkConfig
+from equibit.networks.context import Context
+from equibit.networks.geometry import Geometry
+from equibit.networks.graph import Graph
+from equibit.networks.harmonics import clebsch_gordan
+from equibit.networks.linear import EquivariantLinear, Linear
+from equibit.networks.radial import RadialFilter, SplineBasis
+
+Features = dict[int, Tensor]  # degree ℓ ≥ 1 → [*atoms, 2ℓ+1, channels]
+
+
+def parse_irreps(irreps: str) -> dict[int, int]:
+    """Channels by degree from e3nn notation with natural parity, e.g. ``64x0e+64x1o+32x2e``.
+
+    Raises:
+        ValueError: a term that cannot be read, a missing ℓ = 0, a gap or an unnatural parity.
+    """
+    channels: dict[int, int] = {}
+    for term in irreps.replace(" ", "").split("+"):
+        match = re.fullmatch(r"(\d+)x(\d+)([eo])", term)
+        if match is None:
+            raise ValueError(f"cannot read {term!r} in {irreps!r}; write e.g. 64x0e+64x1o")
+        count, degree, parity = int(match[1]), int(match[2]), match[3]
+        if parity != "eo"[degree % 2]:
+            raise ValueError(f"{term!r}: only natural parity is supported (0e, 1o, 2e, 3o)")
+        if degree in channels or count == 0:
+            raise ValueError(f"{term!r}: name each degree once, with at least one channel")
+        channels[degree] = count
+    if sorted(channels) != list(range(len(channels))) or len(channels) > 4:
+        raise ValueError(f"{irreps!r}: degrees must run 0, 1, … without gaps, up to 3")
+    return dict(sorted(channels.items()))
+
+
+class EquivariantTransformerConfig(NetworkConfig):
+    """Hyper-parameters of ``EquivariantTransformer``.
+
+    Attributes:
+        irreps: features per atom, e.g. ``64x0e+64x1o``.
+        layers: number of attention layers.
+        heads: attention heads; must divide every multiplicity.
+        radial_functions, splines: size of the radial basis and of its B-spline table.
+        attention: ``linear`` or ``softmax`` weights; ``linear`` learns more from the same data.
+        robust_attention: ℓ2-normalise queries and keys and learn a temperature per head.
+        hidden: width of the hidden layer of the update network, as a multiple of the scalars.
+    """
+
+    architecture: Literal["equivariant_transformer"] = "equivariant_transformer"
+    irreps: str = "64x0e+64x1o"
+    layers: int = Field(default=6, ge=1, le=32)
+    heads: int = Field(default=4, ge=1)
+    radial_functions: int = Field(default=16, ge=2, le=64)
+    splines: int = Field(default=32, ge=6, le=256)
+    attention: AttentionKind = "linear"
+    robust_attention: bool = True
+    hidden: int = Field(default=1, ge=1, le=8)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        channels = parse_irreps(self.irreps)
+        if len({count for degree, count in channels.items() if degree > 0}) > 1:
+            raise ValueError(f"{self.irreps!r}: degrees above 0 need the same number of channels")
+        for degree, count in channels.items():
+            if count % self.heads:
+                raise ValueError(
+                    f"{self.heads} heads do not divide the {count} channels of degree {degree}"
+                )
+        return self
+
+
+class AttentionBlock(nn.Module):
+    """Messages from neighbours to the scalars and vectors of each atom.
+
+        A_i^0 = Σ_j α_ij [φ⁰ s⁰_j, φ^{ℓ→0} ⟨V_j^ℓ, Ŷ_ℓ(r̂_ij)⟩, …]
+        A_i^ℓ = Σ_j α_ij (φ^{0→ℓ} s^ℓ_j Ŷ_ℓ(r̂_ij) + φ^{ℓ→ℓ} V_j^ℓ)
+        x_i += W A_i^0,  V_i^ℓ += A_i^ℓ
+
+    with s = W_v LN(x), radial filters φ(d_ij) per channel and Ŷ_ℓ = √(4π/(2ℓ+1)) Y_ℓ, so that
+    Ŷ_1 = r̂. The invariants of V_j along the edge let messages see angles, which the papers'
+    variant lacks. The first block has no vectors to send.
+    """
+
+    def __init__(self, config: EquivariantTransformerConfig, first: bool) -> None:
+        super().__init__()
+        channels = parse_irreps(config.irreps)
+        width = channels.pop(0)
+        self.first = first
+        self.heads = config.heads
+        self.degrees = list(channels)
+        vector_widths = list(channels.values())
+        self.value_widths = [width, *vector_widths]
+        self.vector_widths = [] if first else vector_widths
+        filters = [*self.value_widths, *self.vector_widths, *self.vector_widths]
+        self.filter_widths = [*filters, config.heads]
+        self.norm = nn.LayerNorm(width)
+        self.query = Linear(width, width, bias=False)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, sum(self.value_widths))
+        self.attention = NeighbourAttention(config.heads, config.attention, config.robust_attention)
+        self.filter = RadialFilter(config.radial_functions, sum(self.filter_widths))
+        self.output = Linear(width + sum(self.vector_widths), width)
+
+    def forward(
+        self,
+        x: Tensor,
+        vectors: Features,
+        basis: Tensor,
+        geometry: Geometry,
+        graph: Graph,
+        context: Context,
+    ) -> tuple[Tensor, Features]:
+        h = self.norm(x)
+        *filters, bias = self.filter(basis).split(self.filter_widths, -1)
+        alpha = self.attention(
+            self.query(h, context), self.key(h, context), bias, geometry.envelope, graph, context
+        )
+        weights = iter(
+            (alpha.unsqueeze(-1) * filter_.unflatten(-1, (self.heads, -1))).flatten(-2)
+            for filter_ in filters
+        )
+        scalars, *radial = self.value(h, context).split(self.value_widths, -1)
+        invariants = [graph.aggregate(next(weights) * graph.senders(scalars))]
+        messages = {
+            degree: (next(weights) * graph.senders(value)).unsqueeze(-2)
+            * geometry.harmonics[degree].unsqueeze(-1)
+            for degree, value in zip(self.degrees, radial, strict=True)
+        }
+        if not self.first:
+            for degree in self.degrees:
+                senders = graph.senders(vectors[degree])
+                along = (senders * geometry.harmonics[degree].unsqueeze(-1)).sum(-2)
+                invariants.append(graph.aggregate(next(weights) * along))
+                messages[degree] = messages[degree] + next(weights).unsqueeze(-2) * senders
+        x = x + self.output(torch.cat(invariants, -1), context)
+        sums = {degree: graph.aggregate(message) for degree, message in messages.items()}
+        if not self.first:
+            sums = {degree: vectors[degree] + update for degree, update in sums.items()}
+        return x, sums
+
+
+class ChannelProducts(nn.Module):
+    """Products of two vectors of one atom, channel by channel, summed into each degree.
+
+        P^ℓ = Σ_{ℓ1,ℓ2 ≥ 1} w_c (U^ℓ1 ⊗ T^ℓ2)^ℓ  over triples of even ℓ1 + ℓ2 + ℓ
+
+    Together with the messages this reaches four-body terms per layer at the price of atoms, not of
+    edges. With ℓ_max = 1 there is no such triple and nothing to do.
+
+    Attributes:
+        weight: w. Shape: [paths, channels].
+    """
+
+    def __init__(self, degrees: list[int], channels: int) -> None:
+        super().__init__()
+        self.paths = [
+            (l1, l2, l3)
+            for l1 in degrees
+            for l2 in degrees
+            for l3 in degrees
+            if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+        ]
+        self.weight = nn.Parameter(torch.full((len(self.paths), channels), 0.1))
+        for path in self.paths:
+            self.register_buffer(_coupling_name(path), clebsch_gordan(*path), persistent=False)
+
+    def forward(self, u: Features, t: Features) -> Features:
+        products: Features = {}
+        for path, weight in zip(self.paths, self.weight, strict=True):
+            l1, l2, l3 = path
+            coupling = getattr(self, _coupling_name(path)).to(weight.dtype)
+            product = weight * torch.einsum("mnk,...mc,...nc->...kc", coupling, u[l1], t[l2])
+            products[l3] = products[l3] + product if l3 in products else product
+        return products
+
+
+def _coupling_name(path: tuple[int, int, int]) -> str:
+    return "coupling_{}_{}_{}".format(*path)
+
+
+class UpdateBlock(nn.Module):
+    """Mixes the channels of each atom: invariants of the vectors reach the scalars, gates return.
+
+        [U_ℓ, T_ℓ] = W_ℓ V_ℓ,  s_ℓ = ⟨U_ℓ, T_ℓ⟩/√(2ℓ+1),
+        [a, g_1, …] = MLP([LN(x), s_1, …]),  x += a,  V_ℓ += g_ℓ ⊙ (U_ℓ + P_ℓ)
+
+    with the products P of ``ChannelProducts``. The last block only updates the scalars.
+    """
+
+    def __init__(self, config: EquivariantTransformerConfig, last: bool) -> None:
+        super().__init__()
+        channels = parse_irreps(config.irreps)
+        width = channels.pop(0)
+        self.last = last
+        self.degrees = list(channels)
+        self.widths = [width] if last else [width, *channels.values()]
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.ModuleDict(
+            {str(degree): EquivariantLinear(degree, n, 2 * n) for degree, n in channels.items()}
+        )
+        if channels and not last:
+            self.products = ChannelProducts(self.degrees, channels[1])
+        self.hidden = Linear(width + sum(channels.values()), config.hidden * width)
+        self.output = Linear(config.hidden * width, sum(self.widths))
+
+    def forward(self, x: Tensor, vectors: Features, context: Context) -> tuple[Tensor, Features]:
+        u, t, inputs = {}, {}, [self.norm(x)]
+        for degree in self.degrees:
+            mixed = self.mix[str(degree)](vectors[degree], context)
+            u[degree], t[degree] = mixed.chunk(2, -1)
+            inputs.append((u[degree] * t[degree]).sum(-2) * (2 * degree + 1) ** -0.5)
+        hidden = nn.functional.silu(self.hidden(torch.cat(inputs, -1), context))
+        dx, *gates = self.output(hidden, context).split(self.widths, -1)
+        if gates:
+            products = self.products(u, t)
+            for degree, gate in zip(self.degrees, gates, strict=True):
+                update = u[degree] + products[degree] if degree in products else u[degree]
+                vectors = vectors | {degree: vectors[degree] + gate.unsqueeze(-2) * update}
+        return x + dx, vectors
+
+
+class EquivariantTransformer(AtomisticNetwork):
+    """Scalar and vector channels that meet through attention and gated updates [P1 III.A].
+
+    Corrections to the papers, with reasons in ``docs/networks.md``: a learned temperature instead of
+    cosines over √d, the cutoff function inside the softmax, radial functions that are B-splines,
+    and messages ⟨V_j, r̂_ij⟩ from vectors to scalars.
+    """
+
+    config: EquivariantTransformerConfig
+    weight_only_layers: ClassVar[tuple[str, ...]] = ("*.filter", "head.*")
+
+    def __init__(self, config: EquivariantTransformerConfig) -> None:
+        super().__init__(config)
+        channels = parse_irreps(config.irreps)
+        width = channels[0]
+        self.harmonic_degrees = tuple(degree for degree in channels if degree > 0)
+        self.embedding = nn.Embedding(len(config.elements), width)
+        self.basis = SplineBasis(config.cutoff, config.radial_functions, config.splines)
+        self.attention = nn.ModuleList(
+            AttentionBlock(config, first=layer == 0) for layer in range(config.layers)
+        )
+        self.update = nn.ModuleList(
+            UpdateBlock(config, last=layer == config.layers - 1) for layer in range(config.layers)
+        )
+        hidden, output = Linear(width, width), Linear(width, 1)
+        # Start near the per-element reference; random contributions would have to be unlearned.
+        nn.init.zeros_(output.bias)
+        nn.init.normal_(output.weight, std=0.1 * width**-0.5)
+        self.head = nn.ModuleDict({"norm": nn.LayerNorm(width), "hidden": hidden, "output": output})
+
+    def forward(self, graph: Graph, geometry: Geometry, context: Context) -> Tensor:
+        x = self.embedding(graph.species)
+        vectors: Features = {}
+        basis = self.basis(geometry.distances)
+        geometry = replace(
+            geometry,
+            harmonics={
+                degree: y * (4 * pi / (2 * degree + 1)) ** 0.5
+                for degree, y in geometry.harmonics.items()
+            },
+        )
+        for attend, update in zip(self.attention, self.update, strict=True):
+            x, vectors = attend(x, vectors, basis, geometry, graph, context)
+            x, vectors = update(x, vectors, context)
+        hidden = nn.functional.silu(self.head["hidden"](self.head["norm"](x), context))
+        return self.head["output"](hidden, context).squeeze(-1)

@@ -1,0 +1,127 @@
+"""The one description of atoms that every part of equibit reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from equibit.structures.errors import StructureError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+MAX_ATOMIC_NUMBER = 118
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms, an optional periodic cell and optional labels, in Å, eV and eV/Å.
+
+    Arrays are converted to the stated types and validated on construction; labels stay in float64.
+
+    Attributes:
+        numbers: atomic numbers. Shape: [n_atoms].
+        positions: Cartesian positions in Å. Shape: [n_atoms, 3].
+        cell: lattice vectors as rows, in Å, or None. Shape: [3, 3].
+        pbc: which lattice directions repeat. Shape: [3].
+        energy: total energy label in eV, or None.
+        forces: force labels in eV/Å, or None. Shape: [n_atoms, 3].
+        stress: stress label in eV/Å³, tension positive (ASE's sign), or None. Shape: [3, 3].
+        info: whatever else the source said about this structure.
+
+    Raises:
+        StructureError: empty system, wrong shape, NaN or infinite number, impossible element, or a
+            periodic direction without a lattice vector.
+    """
+
+    numbers: IntArray
+    positions: FloatArray
+    cell: FloatArray | None = None
+    pbc: BoolArray = field(default_factory=lambda: np.zeros(3, dtype=bool))
+    energy: float | None = None
+    forces: FloatArray | None = None
+    stress: FloatArray | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = np.asarray(self.numbers)
+        if numbers.ndim != 1 or numbers.size == 0:
+            raise StructureError(
+                f"a structure needs at least one atom: numbers have shape {numbers.shape}"
+            )
+        n_atoms = numbers.size
+        wrong = np.flatnonzero(
+            (numbers != np.rint(numbers)) | (numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)
+        )
+        if wrong.size:
+            raise StructureError(
+                f"atom {wrong[0]} has atomic number {numbers[wrong[0]]}; "
+                f"expected 1 to {MAX_ATOMIC_NUMBER}"
+            )
+        object.__setattr__(self, "numbers", numbers.astype(np.int64))
+        object.__setattr__(
+            self, "positions", _per_atom_vectors("positions", self.positions, n_atoms)
+        )
+        if self.forces is not None:
+            object.__setattr__(self, "forces", _per_atom_vectors("forces", self.forces, n_atoms))
+        if self.energy is not None:
+            energy = float(np.asarray(self.energy, dtype=np.float64).reshape(()))
+            if not np.isfinite(energy):
+                raise StructureError(f"the energy label is {energy}; drop or repair this structure")
+            object.__setattr__(self, "energy", energy)
+        if self.stress is not None:
+            object.__setattr__(self, "stress", _matrix("stress", self.stress))
+        pbc = np.broadcast_to(np.asarray(self.pbc, dtype=bool), (3,)).copy()
+        object.__setattr__(self, "pbc", pbc)
+        if self.cell is not None:
+            object.__setattr__(self, "cell", _matrix("cell", self.cell))
+        if pbc.any():
+            lengths = np.zeros(3) if self.cell is None else np.linalg.norm(self.cell, axis=1)
+            missing = np.flatnonzero(pbc & (lengths == 0))
+            if missing.size:
+                raise StructureError(
+                    f"direction {'abc'[missing[0]]} is periodic but its lattice vector is zero; "
+                    "set the cell or switch pbc off"
+                )
+
+    def __len__(self) -> int:
+        return int(self.numbers.size)
+
+    @property
+    def periodic(self) -> bool:
+        return bool(self.pbc.any())
+
+    def rotated(self, rotation: npt.ArrayLike) -> Structure:
+        """The same structure, labels included, turned by an orthogonal matrix. Shape: [3, 3]."""
+        matrix = np.asarray(rotation, dtype=np.float64)
+        return replace(
+            self,
+            positions=self.positions @ matrix.T,
+            cell=None if self.cell is None else self.cell @ matrix.T,
+            forces=None if self.forces is None else self.forces @ matrix.T,
+            stress=None if self.stress is None else matrix @ self.stress @ matrix.T,
+        )
+
+
+def _per_atom_vectors(name: str, values: npt.ArrayLike, n_atoms: int) -> FloatArray:
+    array = np.array(values, dtype=np.float64)
+    if array.shape != (n_atoms, 3):
+        raise StructureError(f"{name} have shape {array.shape}; expected ({n_atoms}, 3)")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if bad.size:
+        raise StructureError(f"{name} of atom {bad[0]} are {array[bad[0]]}; all must be finite")
+    return array
+
+
+def _matrix(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = np.array(values, dtype=np.float64)
+    if array.shape != (3, 3):
+        raise StructureError(f"{name} has shape {array.shape}; expected (3, 3)")
+    if not np.isfinite(array).all():
+        raise StructureError(f"{name} holds NaN or infinity: {array.tolist()}")
+    return array

@@ -1,0 +1,273 @@
+"""Quantising a trained network: calibrate, fine-tune branch by branch, freeze, write.
+
+Schedule of [P1 III.C]: from the converged FP32 parent, Adam at a tenth of its rate; the first
+epochs round scalars only, then vectors join. The loss may add λ·LEE, whose gradient reaches the
+vector branch only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from equibit.models import resolve_model
+from equibit.models.files import load_network
+from equibit.networks.base import AtomisticNetwork
+from equibit.networks.potential import (
+    Batch,
+    energies_and_edge_gradients,
+    lab_gradients,
+    orient,
+    rotate_edges,
+)
+from equibit.quantization.convert import (
+    calibrate,
+    freeze_,
+    quantize_,
+    set_branch,
+    vector_parameters,
+)
+from equibit.quantization.recipes import Recipe, get_recipe
+from equibit.storage.checksum import file_sha256
+from equibit.structures import ModelError, Structure
+from equibit.training.batches import Collator, LabelledBatch
+from equibit.training.config import LossConfig, OptimizationConfig, RunConfig, StrictModel
+from equibit.training.fit import Fit, fit, is_main_process
+from equibit.training.module import ForceField
+from equibit.training.run import (
+    MODEL,
+    TrainingResult,
+    claim_folder,
+    compile_pays,
+    describe,
+    finished_run,
+    mixed_sizes,
+    steps_per_epoch,
+    write_summary,
+)
+
+CONTROL = "fp32"
+
+
+class QuantizationConfig(StrictModel):
+    """How a parent becomes a low-bit network.
+
+    Attributes:
+        parent: shipped name or file of the FP32 network.
+        recipe: a recipe, or the name of one; ``fp32`` rounds nothing and is the control that gets
+            the same extra epochs.
+        epochs: epochs of fine-tuning; 0 calibrates and converts only (PTQ).
+        scalar_epochs: first epochs in which only the scalar branch is rounded [P1 III.C].
+        lee_weight: λ of the LEE term; 0 leaves it out, as local frames need none.
+        calibration: structures of the training set that fit the initial ranges.
+        batch_size, learning_rate, ema_decay, loss: of the fine-tuning.
+        run: where and how.
+    """
+
+    parent: str
+    recipe: Recipe | str = "w4a8"
+    epochs: int = Field(default=20, ge=0)
+    scalar_epochs: int = Field(default=5, ge=0)
+    lee_weight: float = Field(default=0.0, ge=0)
+    calibration: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=10, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    loss: LossConfig = LossConfig()
+    run: RunConfig = RunConfig(output=Path("runs/quantized"), validate_every=1, checkpoint_every=1)
+
+    @property
+    def resolved_recipe(self) -> Recipe | None:
+        """The recipe, or None for the control."""
+        if self.recipe == CONTROL:
+            return None
+        return get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
+
+    @property
+    def optimization(self) -> OptimizationConfig:
+        """The fine-tuning in the terms of a training."""
+        return OptimizationConfig(
+            epochs=max(1, self.epochs),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            final_learning_rate=0.01,
+            warmup_steps=20,
+            ema_decay=self.ema_decay,
+        )
+
+
+def quantize(
+    config: QuantizationConfig,
+    train: Sequence[Structure],
+    validation: Sequence[Structure],
+    *,
+    data: Mapping[str, Any],
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainingResult:
+    """Calibrate, fine-tune, freeze and write a low-bit network; an interrupted run goes on.
+
+    Args:
+        config: parent, recipe and schedule.
+        train, validation: labelled structures, from a data set or from ``distill``.
+        data: where they come from, for the model's record.
+        resume: go on from the folder's last checkpoint.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        ModelError: the parent is already quantised, or misses an element.
+        ConfigError: unknown recipe, or a folder with another run.
+    """
+    started = time.monotonic()
+    torch.set_num_threads(config.run.threads)
+    lightning.seed_everything(config.run.seed, workers=True, verbose=False)
+    network, header = load_parent(config.parent)
+    output = config.run.output
+    description, digest = describe(config), file_sha256(resolve_model(config.parent))
+    done = finished_run(description, output, parent_sha256=digest) if resume else None
+    if done is not None:
+        return done
+    network.train()
+    recipe = config.resolved_recipe
+    if recipe is not None:
+        quantize_(network, recipe)
+        collator = Collator(train[: config.calibration], network)
+        calibrate(network, [collator(range(len(collator.structures))).inputs])
+    training, held_out = Collator(train, network), Collator(validation, network)
+    fitted = Fit(None, {})
+    if config.epochs == 0:
+        claim_folder(description, output, resume=resume)
+    else:
+        total_steps = steps_per_epoch(len(train), config.run, config.batch_size) * config.epochs
+        module = QuantizedForceField(network, config, total_steps)
+        if compile_pays(config.run, train, total_steps * config.batch_size):
+            module.step_function = torch.compile(
+                energies_and_edge_gradients, dynamic=mixed_sizes(train)
+            )
+        checkpoint = claim_folder(description, output, resume=resume)
+        fitted = fit(
+            module,
+            training,
+            held_out,
+            optimization=config.optimization,
+            run=config.run,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    if recipe is not None:
+        set_branch(network, scalars=True, vectors=True)
+        freeze_(network)
+    result = TrainingResult(
+        output / MODEL, fitted.best_validation, fitted.metrics, time.monotonic() - started
+    )
+    record = {
+        **data,
+        "parent": {"name": header["name"], "sha256": digest, "training": header["training"]},
+        "recipe": CONTROL if recipe is None else recipe.name,
+        "epochs": config.epochs,
+        "seed": config.run.seed,
+        "train": len(train),
+        "validation": len(validation),
+    }
+    if is_main_process():
+        write_summary(output, network, result, record)
+    return result
+
+
+def load_parent(parent: str) -> tuple[AtomisticNetwork, dict[str, Any]]:
+    """The FP32 network to start from, and its file's header.
+
+    Raises:
+        ModelError: no such model, or one that is already quantised.
+    """
+    network, header = load_network(parent)
+    if network.recipe is not None:
+        raise ModelError(
+            f"{parent} is already quantised ({network.recipe.name}): start from its FP32 parent"
+        )
+    return network, header
+
+
+class QuantizedForceField(ForceField):
+    """``ForceField`` with the staged schedule and the LEE term."""
+
+    def __init__(
+        self, network: AtomisticNetwork, settings: QuantizationConfig, total_steps: int
+    ) -> None:
+        super().__init__(network, settings.loss, settings.optimization, total_steps)
+        self.settings = settings
+        self.quantized = network.recipe is not None
+
+    def on_train_epoch_start(self) -> None:
+        if self.quantized:
+            set_branch(
+                self.network,
+                scalars=True,
+                vectors=self.current_epoch >= self.settings.scalar_epochs,
+            )
+
+    def on_validation_start(self) -> None:
+        # Judged as it will be used: everything rounded.
+        if self.quantized:
+            set_branch(self.network, scalars=True, vectors=True)
+
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.settings.lee_weight and self.current_epoch >= self.settings.scalar_epochs:
+            generator = torch.Generator().manual_seed(self.settings.run.seed + self.global_step)
+            lee = gradient_only_to(
+                equivariance_loss(self.network, batch.inputs, generator),
+                list(vector_parameters(self.network)),
+            )
+            self.log("train_lee", lee, on_step=False, on_epoch=True, batch_size=1)
+            loss = loss + self.settings.lee_weight * lee
+        return loss
+
+
+def equivariance_loss(
+    network: AtomisticNetwork, batch: Batch, generator: torch.Generator
+) -> Tensor:
+    """Mean over atoms of ‖F(R·G) − R·F(G)‖ in eV/Å for one random rotation per structure."""
+    graph = batch.graph
+    n_structures = graph.per_structure(graph.atom_mask.double()).shape[0]
+    rotations = random_rotations(n_structures, generator).to(batch.edge_vectors)
+    turned = orient(network, graph, rotate_edges(graph, batch.edge_vectors, rotations))
+    _, gradients = energies_and_edge_gradients(network, batch)
+    _, turned_gradients = energies_and_edge_gradients(network, turned)
+    expected = graph.forces(rotate_edges(graph, gradients, rotations))
+    error = graph.forces(lab_gradients(turned, turned_gradients)) - expected
+    norms = (error.square().sum(-1) + 1e-16).sqrt()
+    return torch.where(graph.atom_mask, norms, 0.0).sum() / graph.atom_mask.sum()
+
+
+def gradient_only_to(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """A scalar of value ``loss`` whose gradient reaches only ``parameters``."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    linear = sum(
+        (
+            (g.detach() * p).sum()
+            for g, p in zip(gradients, parameters, strict=True)
+            if g is not None
+        ),
+        start=loss.new_zeros(()),
+    )
+    return loss.detach() + linear - linear.detach()
+
+
+def random_rotations(count: int, generator: torch.Generator) -> Tensor:
+    """Haar-distributed proper rotations from normalised quaternions. Shape: [count, 3, 3]."""
+    q = torch.randn(count, 4, dtype=torch.float64, generator=generator)
+    w, x, y, z = (q / q.norm(dim=-1, keepdim=True)).unbind(-1)
+    rows = (
+        torch.stack((1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)), -1),
+        torch.stack((2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)), -1),
+        torch.stack((2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)), -1),
+    )
+    return torch.stack(rows, -2)

@@ -1,0 +1,305 @@
+"""One training run, from a validated description to a model file; resumes by default."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from pydantic import BaseModel
+
+from equibit.datasets import load_dataset
+from equibit.models.files import save_model
+from equibit.networks.base import AtomisticNetwork
+from equibit.networks.potential import DENSE_LIMIT, energies_and_edge_gradients
+from equibit.networks.registry import build_network
+from equibit.storage.atomic import atomic_text
+from equibit.structures import ConfigError, Structure
+from equibit.training.batches import Collator, fit_scale_shift
+from equibit.training.config import RunConfig, TrainingConfig
+from equibit.training.fit import fit, is_main_process, last_checkpoint, process_grid
+from equibit.training.module import ForceField
+
+MODEL = "model.safetensors"
+COMPILE_PAYS_AFTER = (
+    20_000  # structures, all epochs counted; compiling costs two to three minutes once
+)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run would do, for ``--dry-run``."""
+
+    dataset: str
+    train: int
+    validation: int
+    elements: tuple[int, ...]
+    parameters: int
+    epochs: int
+    steps: int
+    compiled: bool
+    resumes_from: str | None
+    output: str
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        model: the model file, holding the averaged weights of the best validation.
+        best_validation: lowest validation loss, None without any validation.
+        metrics: the figures of that validation, or of the last epoch without any.
+        seconds: wall time of the session that finished the run.
+    """
+
+    model: Path
+    best_validation: float | None
+    metrics: dict[str, float]
+    seconds: float
+
+
+def load_subsets(
+    dataset: str, root: Path | None, split: int, units: str | None
+) -> tuple[list[Structure], list[Structure], dict[str, Any]]:
+    """Training and validation structures and a record of where they come from."""
+    loaded = load_dataset(dataset, root=root, split=split, units=units)
+    record = {"dataset": loaded.name, "labels": loaded.labels, "split": split}
+    return loaded.subset("train"), loaded.subset("validation"), record
+
+
+def load_training_structures(
+    config: TrainingConfig,
+) -> tuple[list[Structure], list[Structure], dict[str, Any]]:
+    """What ``config.data`` asks for, as ``load_subsets`` returns it."""
+    data = config.data
+    train, validation, record = load_subsets(data.dataset, data.root, data.split, data.units)
+    train = _limited("data.train", train, data.train)
+    validation = _limited("data.validation", validation, data.validation)
+    return train, validation, record
+
+
+def _limited(key: str, structures: list[Structure], limit: int | None) -> list[Structure]:
+    if limit is not None and limit > len(structures):
+        raise ConfigError(f"{key} is {limit}, but the split has only {len(structures)} structures")
+    return structures[:limit]
+
+
+def check_elements(config: TrainingConfig, structures: Sequence[Structure]) -> None:
+    """Raise ``ConfigError`` where the network does not know an element of the data."""
+    present = {int(z) for s in structures for z in s.numbers}
+    unknown = sorted(present - set(config.network.elements))
+    if unknown:
+        raise ConfigError(f"network.elements lacks {unknown}, which the data hold; add them")
+
+
+def prepare_network(config: TrainingConfig, train: Sequence[Structure]) -> AtomisticNetwork:
+    """A freshly initialised network with its energy reference fitted to the training set."""
+    lightning.seed_everything(config.run.seed, workers=True, verbose=False)
+    network = build_network(config.network)
+    network.set_scale_shift(*fit_scale_shift(train, config.network.elements))
+    return network
+
+
+def plan(config: TrainingConfig) -> TrainingPlan:
+    """Load the data, build the network and say what ``train`` would do."""
+    check_folder(describe(config), config.run.output)
+    train_set, validation, record = load_training_structures(config)
+    check_elements(config, [*train_set, *validation])
+    network = prepare_network(config, train_set)
+    batch_size, epochs = config.optimization.batch_size, config.optimization.epochs
+    steps = steps_per_epoch(len(train_set), config.run, batch_size) * epochs
+    checkpoint = last_checkpoint(config.run.output)
+    return TrainingPlan(
+        dataset=f"{record['dataset']} ({record['labels']})",
+        train=len(train_set),
+        validation=len(validation),
+        elements=config.network.elements,
+        parameters=sum(p.numel() for p in network.parameters()),
+        epochs=epochs,
+        steps=steps,
+        compiled=compile_pays(config.run, train_set, steps * batch_size),
+        resumes_from=str(checkpoint) if checkpoint else None,
+        output=str(config.run.output),
+    )
+
+
+def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True) -> TrainingResult:
+    """Run (or go on with) a training and write ``model.safetensors`` beside its logs.
+
+    Args:
+        config: the run.
+        resume: go on from the folder's last checkpoint if there is one; else start afresh.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration, or data and network disagree.
+        DatasetError: the data cannot be found or lacks labels.
+    """
+    started = time.monotonic()
+    torch.set_num_threads(config.run.threads)
+    output, description = config.run.output, describe(config)
+    done = finished_run(description, output) if resume else None
+    if done is not None:
+        return done
+    train_set, validation_set, record = load_training_structures(config)
+    check_elements(config, [*train_set, *validation_set])
+    network = prepare_network(config, train_set)
+    training, validation = Collator(train_set, network), Collator(validation_set, network)
+    optimization = config.optimization
+    total_steps = (
+        steps_per_epoch(len(train_set), config.run, optimization.batch_size) * optimization.epochs
+    )
+    checkpoint = claim_folder(description, output, resume=resume)
+    module = ForceField(network, config.loss, optimization, total_steps)
+    if compile_pays(config.run, train_set, total_steps * optimization.batch_size):
+        module.step_function = torch.compile(
+            energies_and_edge_gradients, dynamic=mixed_sizes(train_set)
+        )
+    fitted = fit(
+        module,
+        training,
+        validation,
+        optimization=optimization,
+        run=config.run,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    result = TrainingResult(
+        model=output / MODEL,
+        best_validation=fitted.best_validation,
+        metrics=fitted.metrics,
+        seconds=time.monotonic() - started,
+    )
+    if is_main_process():
+        record |= {
+            "epochs": optimization.epochs,
+            "seed": config.run.seed,
+            "train": len(train_set),
+            "validation": len(validation_set),
+        }
+        write_summary(output, network, result, record)
+    return result
+
+
+def steps_per_epoch(size: int, run: RunConfig, batch_size: int) -> int:
+    """Optimizer steps in one pass over ``size`` structures, per process."""
+    devices, nodes = process_grid(run)
+    per_process = size // (devices * nodes)
+    steps = per_process // batch_size
+    if steps == 0:
+        raise ConfigError(
+            f"the batch size is {batch_size}, but there are only {per_process} training "
+            "structures per process; make it smaller"
+        )
+    return steps
+
+
+def mixed_sizes(structures: Sequence[Structure]) -> bool:
+    """Whether batches of these structures vary in shape, so that compiled code must too."""
+    first = structures[0]
+    return len(first) > DENSE_LIMIT or any(len(s) != len(first) or s.periodic for s in structures)
+
+
+def compile_pays(run: RunConfig, structures: Sequence[Structure], work: int) -> bool:
+    """Whether to compile for ``work`` structures to come, all epochs counted."""
+    if run.compile == "auto":
+        return not mixed_sizes(structures) and work >= COMPILE_PAYS_AFTER
+    return run.compile == "on"
+
+
+def describe(config: BaseModel) -> dict[str, Any]:
+    """A run in plain data, as it is kept in its folder."""
+    return dict(json.loads(config.model_dump_json()))
+
+
+def check_folder(description: Mapping[str, Any], output: Path) -> None:
+    """Raise ``ConfigError`` where a folder holds progress or a model of another configuration."""
+    path = output / "config.yaml"
+    if not path.exists() or not (last_checkpoint(output) or (output / MODEL).exists()):
+        return
+    try:
+        old = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict) or _identity(old) != _identity(description):
+        raise ConfigError(
+            f"{output} holds a run of another configuration ({path}); choose another folder or "
+            "pass --restart"
+        )
+
+
+def finished_run(
+    description: Mapping[str, Any], output: Path, *, parent_sha256: str | None = None
+) -> TrainingResult | None:
+    """The result of a run that ended before, None where there is still something to do.
+
+    Raises:
+        ConfigError: see ``check_folder``; or the run began with another parent.
+    """
+    check_folder(description, output)
+    try:
+        summary = json.loads((output / "summary.json").read_text())
+        seconds, metrics = float(summary["seconds"]), dict(summary["metrics"])
+        best, parent = summary["best_validation"], summary["training"].get("parent", {})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not (output / MODEL).exists():
+        return None
+    if parent.get("sha256") != parent_sha256:
+        raise ConfigError(
+            f"{output} holds a network made from another version of its parent; choose another "
+            "folder or pass --restart"
+        )
+    return TrainingResult(output / MODEL, best, metrics, seconds)
+
+
+def claim_folder(description: Mapping[str, Any], output: Path, *, resume: bool) -> Path | None:
+    """Make a folder the run's own and return the checkpoint to go on from, if there is one.
+
+    Without ``resume``, checkpoints of an earlier run are removed, or a kill before the first new
+    one would let the old run go on.
+
+    Raises:
+        ConfigError: see ``check_folder``.
+    """
+    if resume:
+        check_folder(description, output)
+        checkpoint = last_checkpoint(output)
+        if checkpoint is not None:
+            return checkpoint
+    if is_main_process():
+        for stale in (output / "summary.json", *(output / "checkpoints").glob("*.safetensors")):
+            stale.unlink(missing_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        with atomic_text(output / "config.yaml") as file:
+            file.write(yaml.safe_dump(dict(description), sort_keys=False))
+    return None
+
+
+def _identity(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change between sessions: all but threads, devices and schedules of saving."""
+    run = tree.get("run")
+    return {**tree, "run": run.get("seed") if isinstance(run, dict) else None}
+
+
+def write_summary(
+    output: Path, network: AtomisticNetwork, result: TrainingResult, record: Mapping[str, Any]
+) -> None:
+    """Write ``model.safetensors`` and ``summary.json`` of a finished run."""
+    record = {
+        **record,
+        "metrics": result.metrics,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    save_model(result.model, network, name=output.name, training=record)
+    summary = asdict(result) | {"model": str(result.model), "training": record}
+    with atomic_text(output / "summary.json") as file:
+        file.write(json.dumps(summary, indent=2) + "\n")

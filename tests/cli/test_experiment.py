@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.experiments.small import small_rmd17
+from tests.experiments.test_ethanol import configured
+from tests.experiments.test_ethanol_table import RESULTS
+
+from equibit.cli.main import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data, descriptions and made-up results in the working directory."""
+    monkeypatch.setenv("EQUIBIT_DATA", str(small_rmd17(tmp_path / "data")))
+    monkeypatch.chdir(tmp_path)
+    configured(tmp_path)
+    results = tmp_path / "results" / "ethanol"
+    results.mkdir(parents=True)
+    for plain in RESULTS:
+        cell = plain["cell"]
+        name = f"{cell['labels']}-{cell['variant']}-seed{cell['seed']}"
+        (results / f"{name}.json").write_text(json.dumps(plain))
+    return tmp_path
+
+
+COMMON = ["--training", "training.yaml", "--fine-tuning", "tuning.yaml"]
+
+
+def test_the_table_alone_needs_no_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "README.md").write_text("<!-- results-table -->\n<!-- /results-table -->\n")
+    assert main(["experiment", "ethanol", "--stages", "table", "--labels", "rmd17"]) == 0
+    assert "README.md" in capsys.readouterr().out
+    assert "`naive-w8a8`" in (folder / "README.md").read_text()
+    assert (folder / "results" / "ethanol" / "table.md").read_text().count("## Targets") == 1
+
+
+def test_dry_run_lists_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    status = main(["experiment", "ethanol", "--seeds", "0", "--recipes", "w4a8", "--dry-run",
+                   "--json", *COMMON, "optimization.epochs=3"])  # fmt: skip
+    assert status == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["stage"], r["model"]) for r in rows[:3]] == [
+        ("train", "rmd17-fp32-seed0"),
+        ("evaluate", "rmd17-fp32-seed0"),
+        ("quantize", "rmd17-control-seed0"),
+    ]
+    assert {r["state"] for r in rows} == {"missing"}
+    assert len(rows) == 12
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ethanol", "--stages", "bake"], "--stages: no 'bake'"),
+        (["ethanol", "--seeds", "one"], "--seeds: 'one' is no whole number"),
+        (["ethanol", "--seeds", ","], "--seeds names nothing"),
+        (["ethanol", "--labels", "qm9"], "--labels: no 'qm9'"),
+        (["ethanol", "--recipes", "w4a9"], "no recipe 'w4a9'"),
+        (["ethanol", "--training", "none.yaml", "--dry-run"], "none.yaml"),
+        (["ethanol", "--dry-run", "optimization.epoch=3"], "epoch"),
+        (["ship", "--variants", "w4a8"], "rmd17-w4a8-seed0 cannot be shipped"),
+        (["card", "w4a8.safetensors", "none.json"], "none.json is not an evaluation"),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["experiment", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

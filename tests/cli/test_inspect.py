@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.evaluation.test_description import write_model
+
+from equibit.cli.main import main
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "toy.safetensors")
+
+
+def test_tables(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("verified", "equivariant_transformer", "Recipe w4a8", "mix.1", "whole file"):
+        assert text in shown
+
+
+def test_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [layer["integer"] for layer in result["layers"]] == [False, False, True]
+    assert result["size"]["file_bytes"] == model.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "is empty"),
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),
+        (lambda data: b"MODEL" + data, "not an equibit file"),
+    ],
+)
+def test_damaged_files_are_one_clear_error(
+    model: Path, capsys: pytest.CaptureFixture[str], damage: object, message: str
+) -> None:
+    model.write_bytes(damage(model.read_bytes()))  # type: ignore[operator]
+    assert main(["inspect", str(model)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(model) in error.replace("\n", "")
+    assert "Traceback" not in error
+
+
+def test_an_unknown_name_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "ethanol-w3a3"]) == 1
+    assert "no model ethanol-w3a3" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""``equibit predict`` from the command line, with a toy in the place of a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.evaluation.toy import MorsePotential, molecule
+
+import equibit.engine
+from equibit.cli.main import main
+from equibit.structures import Structure
+from equibit.structures.formats.api import read_structures, write_structures
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that stands for a model."""
+    path = tmp_path / "model.safetensors"
+    path.write_text("toy")
+    monkeypatch.setattr(
+        equibit.engine, "load_preferred", lambda name, dtype=None: MorsePotential(name=str(name))
+    )
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.xyz"
+    write_structures(path, [molecule(k) for k in range(4)])
+    return path
+
+
+def test_predicts_and_reports(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.xyz"
+    assert main(["predict", str(model), str(source), "-o", str(output), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["written"] == 4
+    expected = MorsePotential().compute([molecule(3)])[0]
+    np.testing.assert_allclose(read_structures(output)[3].forces, expected.forces, atol=1e-14)
+
+
+def test_bad_structure_ends_with_its_index(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_structures(source, [molecule(0), Structure([9], [[0.0, 0, 0]])])
+    output = tmp_path / "out.xyz"
+    assert main(["predict", str(model), str(source), "-o", str(output)]) == 1
+    assert "structure 1" in capsys.readouterr().err
+    assert not output.exists()
+    assert main(["predict", str(model), str(source), "-o", str(output), "--skip-bad"]) == 0
+    assert "1 structures skipped" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.xyz.skipped.json").read_text())[0]["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{missing}", "{source}", "-o", "{out}"], "there is no model"),
+        (["{model}", "{missing}", "-o", "{out}"], "missing.xyz"),
+        (["{model}", "{source}", "-o", "out.pdb"], ".pdb"),
+        (["{model}", "{source}", "-o", "{out}", "--units", "parsec"], "parsec"),
+        (["{model}", "{source}", "-o", "{out}", "--dtype", "int3"], "--dtype int3"),
+    ],
+)
+def test_mistakes_are_explained(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    names = {
+        "model": model,
+        "source": source,
+        "out": tmp_path / "out.xyz",
+        "missing": tmp_path / "missing.xyz",
+    }
+    assert main(["predict", *(a.format(**names) for a in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out.xyz").exists()

@@ -1,0 +1,132 @@
+"""Low-bit models in the engine: equal codes but for rounding ties, straight-through forces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.networks.test_equivariant_transformer import ELEMENTS, tiny_network
+from tests.potential_contract import PotentialContract
+from tests.quantization.test_contract import quantized
+
+from equibit import engine
+from equibit.engine.potential import kernel_names
+from equibit.evaluation.validation import STAIRCASE, probe_crystals
+from equibit.models.files import load_potential, save_model
+from equibit.quantization.recipes import Recipe, ScalarSpec, VectorSpec, WeightSpec, get_recipe
+from equibit.structures import ModelError, Potential, Structure
+
+pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
+
+
+def asymmetric_molecules(count: int = 6) -> list[Structure]:
+    """Nothing is degenerate here, so that local frames agree up to flips."""
+    generator = np.random.default_rng(3)
+    molecules = []
+    while len(molecules) < count:
+        positions = generator.uniform(0, 4, (9, 3))
+        distances = np.linalg.norm(positions[:, None] - positions, axis=-1) + 9 * np.eye(9)
+        if distances.min() > 0.8:
+            molecules.append(Structure(generator.choice(ELEMENTS, 9), positions))
+    return molecules
+
+
+def model_file(folder: Path, recipe: Recipe | str, **changes: Any) -> Path:
+    path = folder / "model.safetensors"
+    network = quantized(recipe, tiny_network(**changes))
+    save_model(path, network, name="tiny", training={})
+    return path
+
+
+W4 = WeightSpec(bits=4, granularity="group", group_size=8)
+
+FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
+    "w8a8": ("w8a8", {"irreps": "16x0e+16x1o"}),
+    "w4a8": ("w4a8", {"irreps": "64x0e+32x1o", "layers": 3}),
+    "w4a8, degree two": ("w4a8", {"irreps": "16x0e+16x1o+16x2e"}),
+    "w4a8, degree three": ("w4a8", {"irreps": "8x0e+8x1o+8x2e+8x3o"}),
+    "w4a16": ("w4a16", {"irreps": "16x0e+16x1o"}),
+    "w8a16": ("w8a16", {"irreps": "16x0e+16x1o"}),
+    "linear attention": ("w4a8", {"irreps": "16x0e+16x1o", "attention": "linear"}),
+    "species centres": (
+        Recipe(scalars=ScalarSpec(centered=True), attention_bits=8),
+        {"irreps": "16x0e+16x1o"},
+    ),
+    "many small groups": (Recipe(weights=W4), {"irreps": "24x0e+16x1o"}),
+    "one step per tensor": (
+        Recipe(weights=WeightSpec(granularity="tensor")),
+        {"irreps": "16x0e+16x1o"},
+    ),
+    "odd sizes": ("w8a8", {"irreps": "15x0e+9x1o", "heads": 3}),
+    "laboratory frame": (Recipe(vectors=VectorSpec(frame="lab")), {"irreps": "16x0e+16x1o"}),
+    "weights alone": (
+        Recipe(scalars=None, vectors=VectorSpec(codec="identity"), weight_only=WeightSpec()),
+        {"irreps": "16x0e+16x1o"},
+    ),
+    "a layer left in FP32": (
+        get_recipe("w4a8").model_copy(update={"keep_fp32": ("*.output", "*.mix.*")}),
+        {"irreps": "16x0e+16x1o"},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_fake_quantised_network(form: str, tmp_path: Path) -> None:
+    """A code that differs at a tie shifts results by a step, so most structures must agree tightly
+    and all of them roughly."""
+    recipe, changes = FORMS[form]
+    path = model_file(tmp_path, recipe, **changes)
+    reference = load_potential(path, dtype="float64")
+    molecules = asymmetric_molecules()
+    expected = reference.compute(molecules)
+    for kernels in kernel_names():
+        got = engine.load(path, kernels=kernels).compute(molecules)
+        errors = []
+        for g, e in zip(got, expected, strict=True):
+            scale = np.sqrt(np.mean(e.forces**2))
+            errors.append(np.sqrt(np.mean((g.forces - e.forces) ** 2)) / scale)
+            assert abs(g.energy - e.energy) < 2e-3 * scale * len(e.forces)
+        assert np.median(errors) < 1e-3, errors
+        assert max(errors) < 3e-2, errors
+
+
+class QuantizedNativeContract(PotentialContract):
+    dtypes = ("float32",)
+    skips = STAIRCASE
+    recipe = "w4a8"
+    irreps = "16x0e+16x1o"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def potential(cls, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Potential:
+        folder = tmp_path_factory.mktemp("model")
+        return engine.load(model_file(folder, cls.recipe, irreps=cls.irreps))
+
+
+class TestW4A8(QuantizedNativeContract):
+    # A code at a tie flips with the last bit of float32 under permutations and rotations.
+    tolerance = 3e-2
+
+
+class TestW8A8OfDegreeTwo(QuantizedNativeContract):
+    recipe = "w8a8"
+    irreps = "16x0e+16x1o+16x2e"
+    tolerance = 3e-2
+
+
+@pytest.mark.parametrize("recipe", ["naive-w8a8", "paper-w4a8", "gaq-w4a8"])
+def test_recipes_without_integer_arithmetic_are_refused(recipe: str, tmp_path: Path) -> None:
+    path = model_file(tmp_path, recipe)
+    assert not engine.supports(path)
+    with pytest.raises(ModelError, match="compute with torch"):
+        engine.load(path)
+
+
+def test_stress_of_crystals_follows_the_fake_quantised_network(tmp_path: Path) -> None:
+    path = model_file(tmp_path, "w8a8")
+    crystal = probe_crystals(ELEMENTS)["triclinic crystal"]
+    (got,) = engine.load(path).compute([crystal], stress=True)
+    (expected,) = load_potential(path, dtype="float64").compute([crystal], stress=True)
+    np.testing.assert_allclose(got.stress, expected.stress, atol=3e-3 * abs(expected.stress).max())

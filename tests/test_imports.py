@@ -1,0 +1,76 @@
+"""What only runs models must stay light, and no layer may import one above it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import equibit
+
+PACKAGE = Path(equibit.__file__).parent
+
+# Everyone raises these, the lowest layer included.
+ERRORS = "equibit.structures.errors"
+
+LAYERS = [
+    "storage",
+    "structures",
+    "datasets",
+    "networks",
+    "quantization",
+    "models",
+    "training",
+    "evaluation",
+    "engine",
+    "interfaces",
+    "experiments",
+    "cli",
+]
+
+LIGHT = ["", "structures", "storage", "datasets", "engine", "interfaces", "cli.main"]
+
+
+@pytest.mark.parametrize("light", LIGHT)
+def test_light_packages_import_no_heavy_library(light: str) -> None:
+    module = "equibit" + (f".{light}" if light else "")
+    program = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'e3nn', 'lightning', 'matplotlib', 'pyscf', 'tblite'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_imports_one_above_it(layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    for source in sorted((PACKAGE / layer).rglob("*.py")):
+        upward = _imported_layers(source) & above
+        assert not upward, f"{source.relative_to(PACKAGE)} imports {sorted(upward)}"
+
+
+def _imported_layers(source: Path) -> set[str]:
+    """Packages of equibit that a module imports anywhere, functions and type checking included."""
+    layers = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "equibit" and len(parts) > 1 and not name.startswith(ERRORS):
+                layers.add(parts[1])
+    return layers
