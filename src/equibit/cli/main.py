@@ -119,7 +119,7 @@ class LazyGroup(typer.core.TyperGroup):
 HELP = (
     "Low-bit equivariant force fields that keep their symmetry.\n\n"
     "MODEL is a file or the name of a shipped model (ethanol-fp32); DATA is a file or the name of a "
-    "data set (ethanol-pbe, rmd17:ethanol). EQUIBIT_DEBUG=1 shows tracebacks."
+    "data set (ethanol-pbe, rmd17/ethanol). EQUIBIT_DEBUG=1 shows tracebacks."
 )
 
 app = typer.Typer(
