@@ -94,8 +94,8 @@ def native_calls(potential: engine.NativePotential) -> dict[str, Callable[[], ob
     species = np.searchsorted(potential.info.elements, ETHANOL.numbers).astype(np.int32)
     positions = np.ascontiguousarray(ETHANOL.positions)
     return {
-        "energy": lambda: network.open(species, positions, False),
-        "forces": lambda: network.open(species, positions, True),
+        "energy": lambda: network.compute(species, positions, None, [False] * 3, False),
+        "forces": lambda: network.compute(species, positions, None, [False] * 3, True),
         "compute": lambda: potential.compute([ETHANOL]),
     }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "kernels/kernels.h"
 #include "operations/geometry.h"
 #include "operations/product.h"
@@ -15,14 +16,6 @@
 
 namespace equibit {
 namespace {
-
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  std::printf("failed: %s\n", what.c_str());
-  ++failures;
-}
 
 std::mt19937 generator(1);
 
@@ -244,6 +237,5 @@ int main() {
     test_heads_and_norms(kernels);
   }
   test_loader();
-  if (failures == 0) std::printf("all passed\n");
-  return failures == 0 ? 0 : 1;
+  return verdict();
 }

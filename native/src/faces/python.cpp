@@ -2,17 +2,21 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
 
-#include "operations/geometry.h"
+#include "operations/evaluator.h"
+#include "operations/faults.h"
+#include "operations/neighbors.h"
 #include "potentials/equivariant_transformer.h"
 
 namespace nb = nanobind;
@@ -20,40 +24,55 @@ namespace nb = nanobind;
 namespace equibit {
 namespace {
 
-/// Two nuclei at the same place; Python says which.
-struct Coincidence : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-/// The result is not a number.
-struct NotFinite : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-/// Workspaces for as many concurrent calls as there ever were.
-class Workspaces {
+/// Memory for as many concurrent calls as there ever were.
+class Scratch {
  public:
-  std::unique_ptr<Workspace> borrow() {
-    const std::lock_guard lock(mutex_);
-    if (free_.empty()) return std::make_unique<Workspace>();
-    auto workspace = std::move(free_.back());
-    free_.pop_back();
-    return workspace;
-  }
-  void give_back(std::unique_ptr<Workspace> workspace) {
-    const std::lock_guard lock(mutex_);
-    free_.push_back(std::move(workspace));
+  struct One {
+    explicit One(double cutoff) : neighbors(cutoff, 0.0) {}
+    Neighbors neighbors;
+    Workspace workspace;
+  };
+  /// Borrowed memory, given back at the end whatever happened.
+  class Lease {
+   public:
+    Lease(Scratch& owner, std::unique_ptr<One> one) : owner_(owner), one_(std::move(one)) {
+      one_->workspace.reset();
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    ~Lease() {
+      const std::lock_guard lock(owner_.mutex_);
+      owner_.free_.push_back(std::move(one_));
+    }
+    One* operator->() const { return one_.get(); }
+
+   private:
+    Scratch& owner_;
+    std::unique_ptr<One> one_;
+  };
+
+  Lease borrow(double cutoff) {
+    std::unique_ptr<One> one;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!free_.empty()) {
+        one = std::move(free_.back());
+        free_.pop_back();
+      }
+    }
+    if (one == nullptr) one = std::make_unique<One>(cutoff);
+    return Lease(*this, std::move(one));
   }
 
  private:
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
+  std::vector<std::unique_ptr<One>> free_;
 };
 
 using Doubles = nb::ndarray<double, nb::numpy, nb::c_contig, nb::device::cpu>;
 using Positions = nb::ndarray<const double, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
 using Species = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Indices = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Lattice = nb::ndarray<const double, nb::shape<3, 3>, nb::c_contig, nb::device::cpu>;
 
 Tensors tensors_of(const nb::dict& arrays) {
   using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
@@ -94,34 +113,40 @@ class Transformer {
               const std::optional<std::string>& kernels)
       : network_(config_of(config), tensors_of(arrays), kernels_named(kernels)) {}
 
-  nb::tuple open(const Species& species, const Positions& positions, bool gradients) const {
+  nb::tuple compute(const Species& species, const Positions& positions,
+                    const std::optional<Lattice>& cell, std::array<bool, 3> periodic,
+                    bool gradients) const {
     const auto n = check(species);
     if (static_cast<int64_t>(positions.shape(0)) != n) {
       throw nb::value_error("positions and species differ in length");
     }
-    return run(species, gradients, [&](Workspace& workspace) {
-      return open_pairs(n, positions.data(), network_.config().cutoff, workspace);
-    });
+    Cell lattice;
+    std::copy(periodic.begin(), periodic.end(), lattice.periodic);
+    if (cell) {
+      std::copy(cell->data(), cell->data() + 9, lattice.vectors);
+    } else if (lattice.any()) {
+      throw nb::value_error("a periodic direction needs a cell");
+    }
+    auto* results = new double[4 * static_cast<size_t>(n) + 9];
+    const nb::capsule owner(results, [](void* p) noexcept { delete[] static_cast<double*>(p); });
+    double* forces = gradients ? results + n : nullptr;
+    double* virial = gradients ? results + 4 * n : nullptr;
+    {
+      const nb::gil_scoped_release release;
+      const Scratch::Lease scratch = scratch_.borrow(network_.cutoff());
+      PairList pairs = scratch->neighbors.find(n, positions.data(), lattice, scratch->workspace);
+      const Outputs outputs{results, forces, virial};
+      network_.compute(pairs, species.data(), scratch->workspace, outputs);
+      check_finite(n, outputs);
+    }
+    const auto size = static_cast<size_t>(n);
+    const Doubles energies(results, {size}, owner);
+    if (!gradients) return nb::make_tuple(energies, nb::none(), nb::none());
+    return nb::make_tuple(energies, Doubles(forces, {size, 3}, owner),
+                          Doubles(virial, {3, 3}, owner));
   }
 
-  nb::tuple edges(const Species& species, const Indices& receivers, const Indices& senders,
-                  const Positions& vectors, bool gradients) const {
-    const auto n = check(species);
-    const auto count = static_cast<int64_t>(vectors.shape(0));
-    if (static_cast<int64_t>(receivers.shape(0)) != count ||
-        static_cast<int64_t>(senders.shape(0)) != count) {
-      throw nb::value_error("receivers, senders and vectors differ in length");
-    }
-    for (int64_t e = 0; e < count; ++e) {
-      const int64_t i = receivers.data()[e], j = senders.data()[e];
-      if (i < 0 || i >= n || j < 0 || j >= n) throw nb::value_error("an edge names no atom");
-    }
-    return run(species, gradients, [&](Workspace& workspace) {
-      return pairs_of_edges(n, count, receivers.data(), senders.data(), vectors.data(), workspace);
-    });
-  }
-
-  std::string kernels() const { return network_.kernels().name; }
+  std::string kernels() const { return network_.kernels_name(); }
 
  private:
   static TransformerConfig config_of(const nb::dict& config) {
@@ -154,48 +179,22 @@ class Transformer {
     const auto n = static_cast<int64_t>(species.shape(0));
     if (n < 1 || n > INT32_MAX) throw nb::value_error("the number of atoms is out of range");
     for (int64_t i = 0; i < n; ++i) {
-      if (species.data()[i] < 0 || species.data()[i] >= network_.config().elements) {
+      if (species.data()[i] < 0 || species.data()[i] >= network_.elements()) {
         throw nb::value_error("a species is out of range");
       }
     }
     return n;
   }
 
-  template <typename MakePairs>
-  nb::tuple run(const Species& species, bool gradients, const MakePairs& make_pairs) const {
-    const size_t n = species.shape(0);
-    auto* results = new double[4 * n + 9];
-    const nb::capsule owner(results, [](void* p) noexcept { delete[] static_cast<double*>(p); });
-    double* forces = gradients ? results + n : nullptr;
-    double* virial = gradients ? results + 4 * n : nullptr;
-    {
-      const nb::gil_scoped_release release;
-      auto workspace = workspaces_.borrow();
-      workspace->reset();
-      PairList pairs = make_pairs(*workspace);
-      if (pairs.n_pairs > 0 && !(pairs.closest >= kMinDistance)) {
-        workspaces_.give_back(std::move(workspace));
-        throw Coincidence("two atoms coincide");
-      }
-      network_.compute(pairs, species.data(), *workspace, {results, forces, virial});
-      workspaces_.give_back(std::move(workspace));
-      double sum = 0.0;
-      for (size_t k = 0; k < (gradients ? 4 * n + 9 : n); ++k) sum += results[k];
-      if (!std::isfinite(sum)) throw NotFinite("the result is not finite");
-    }
-    const Doubles energies(results, {n}, owner);
-    if (!gradients) return nb::make_tuple(energies, nb::none(), nb::none());
-    return nb::make_tuple(energies, Doubles(forces, {n, 3}, owner), Doubles(virial, {3, 3}, owner));
-  }
-
   EquivariantTransformer network_;
-  mutable Workspaces workspaces_;
+  mutable Scratch scratch_;
 };
 
 }  // namespace
 
 NB_MODULE(_native, m) {
   nb::exception<ModelFault>(m, "ModelFault", PyExc_ValueError);
+  nb::exception<StructureFault>(m, "StructureFault", PyExc_ValueError);
   nb::exception<Coincidence>(m, "Coincidence", PyExc_ValueError);
   nb::exception<NotFinite>(m, "NotFinite", PyExc_ArithmeticError);
 
@@ -211,10 +210,8 @@ NB_MODULE(_native, m) {
       .def(nb::init<const nb::dict&, const nb::dict&, const std::optional<std::string>&>(),
            nb::arg("config"), nb::arg("arrays"), nb::arg("kernels") = nb::none())
       .def_prop_ro("kernels", &Transformer::kernels)
-      .def("open", &Transformer::open, nb::arg("species"), nb::arg("positions"),
-           nb::arg("gradients"))
-      .def("edges", &Transformer::edges, nb::arg("species"), nb::arg("receivers"),
-           nb::arg("senders"), nb::arg("vectors"), nb::arg("gradients"));
+      .def("compute", &Transformer::compute, nb::arg("species"), nb::arg("positions"),
+           nb::arg("cell"), nb::arg("periodic"), nb::arg("gradients"));
 }
 
 }  // namespace equibit

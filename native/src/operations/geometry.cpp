@@ -133,40 +133,6 @@ PairList open_pairs(int64_t n_atoms, const double* positions, double cutoff,
   return list;
 }
 
-PairList pairs_of_edges(int64_t n_atoms, int64_t n_edges, const int64_t* receivers,
-                        const int64_t* senders, const double* vectors, Workspace& workspace) {
-  PairList list;
-  list.n_atoms = n_atoms;
-  list.first = workspace.zeros<int64_t>(n_atoms + 1);
-  const auto kept = [&](int64_t e) {
-    if (receivers[e] != senders[e]) return receivers[e] < senders[e];
-    // An atom and its own images: of r and −r keep the one that comes first.
-    const double* r = vectors + 3 * e;
-    return r[0] > 0 || (r[0] == 0 && (r[1] > 0 || (r[1] == 0 && r[2] > 0)));
-  };
-  for (int64_t e = 0; e < n_edges; ++e) list.first[receivers[e] + 1] += kept(e);
-  for (int64_t i = 0; i < n_atoms; ++i) {
-    list.most = std::max(list.most, list.first[i + 1]);
-    list.first[i + 1] += list.first[i];
-  }
-  list.n_pairs = list.first[n_atoms];
-  list.second = workspace.take<int32_t>(list.n_pairs);
-  list.vectors = workspace.take<double>(3 * list.n_pairs);
-  int64_t* next = workspace.take<int64_t>(n_atoms);
-  std::copy(list.first, list.first + n_atoms, next);
-  double closest = 1e60;
-  for (int64_t e = 0; e < n_edges; ++e) {
-    if (!kept(e)) continue;
-    const int64_t p = next[receivers[e]]++;
-    const double* r = vectors + 3 * e;
-    list.second[p] = static_cast<int32_t>(senders[e]);
-    std::copy(r, r + 3, list.vectors + 3 * p);
-    closest = std::min(closest, r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
-  }
-  list.closest = std::sqrt(closest);
-  return list;
-}
-
 void canonical_orientation(const PairList& pairs, const int32_t* species, double cutoff,
                            Workspace& workspace, double rotation[9]) {
   const int64_t n = pairs.n_atoms;

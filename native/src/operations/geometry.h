@@ -25,10 +25,6 @@ struct PairList {
 /// All pairs of an open system.
 PairList open_pairs(int64_t n_atoms, const double* positions, double cutoff, Workspace& workspace);
 
-/// Pairs from directed edges, of which both directions are listed.
-PairList pairs_of_edges(int64_t n_atoms, int64_t n_edges, const int64_t* receivers,
-                        const int64_t* senders, const double* vectors, Workspace& workspace);
-
 /// Proper rotation into the structure's own orientation (columns are its axes); see
 /// `equibit.networks.frames.canonical_orientation`.
 void canonical_orientation(const PairList& pairs, const int32_t* species, double cutoff,

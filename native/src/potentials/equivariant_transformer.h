@@ -6,6 +6,7 @@
 
 #include "kernels/kernels.h"
 #include "operations/geometry.h"
+#include "operations/network.h"
 #include "operations/product.h"
 #include "operations/tensors.h"
 #include "operations/workspace.h"
@@ -29,26 +30,18 @@ struct TransformerConfig {
   bool orient;            // turn structures into an orientation of their own first
 };
 
-struct Outputs {
-  double* atomic_energies;  // [n_atoms]
-  double* forces;           // [n_atoms][3], or null
-  double* virial;           // [3][3] Σ r ⊗ ∂E/∂r, symmetrised, or null
-};
-
-class EquivariantTransformer {
+class EquivariantTransformer final : public Network {
  public:
   /// Throws ModelFault where the tensors do not fit the configuration.
   EquivariantTransformer(const TransformerConfig& config, const Tensors& tensors,
                          const Kernels& kernels);
 
-  const TransformerConfig& config() const { return config_; }
-  const Kernels& kernels() const { return *kernels_; }
+  double cutoff() const override { return config_.cutoff; }
+  int elements() const override { return config_.elements; }
+  const char* kernels_name() const override { return kernels_->name; }
 
-  /// Energies, and forces and virial where asked for, of one structure whose pairs are listed. The
-  /// vectors of `pairs` are turned in place. Species index the elements. Thread-safe with one
-  /// workspace per thread.
   void compute(PairList& pairs, const int32_t* species, Workspace& workspace,
-               const Outputs& outputs) const;
+               const Outputs& outputs) const override;
 
  private:
   struct Layer {

@@ -15,11 +15,9 @@ from equibit.engine.arrays import EngineModel, read_model
 from equibit.models.shipped import resolve_model
 from equibit.structures.checks import check_cells, species_index
 from equibit.structures.errors import FileFormatError, ModelError, StructureError
-from equibit.structures.neighbors import check_distinct_positions, neighbor_list
+from equibit.structures.neighbors import check_distinct_positions
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import Structure
-
-_ALL_PAIRS = 400  # atoms of an open system; beyond it a neighbour search is faster
 
 
 @cache
@@ -166,18 +164,15 @@ class NativePotential:
         species = species_index(structure, self._info.elements).astype(np.int32)
         gradients = forces or stress
         try:
-            if structure.periodic or len(structure) > _ALL_PAIRS:
-                edges = neighbor_list(structure, self._info.cutoff)
-                energies, force, virial = self._network.edges(
-                    species,
-                    np.ascontiguousarray(edges.receivers),
-                    np.ascontiguousarray(edges.senders),
-                    np.ascontiguousarray(edges.vectors),
-                    gradients,
-                )
-            else:
-                positions = np.ascontiguousarray(structure.positions)
-                energies, force, virial = self._network.open(species, positions, gradients)
+            energies, force, virial = self._network.compute(
+                species,
+                np.ascontiguousarray(structure.positions),
+                None if structure.cell is None else np.ascontiguousarray(structure.cell),
+                structure.pbc.tolist(),
+                gradients,
+            )
+        except self._native.StructureFault as error:
+            raise StructureError(str(error)) from None
         except self._native.Coincidence:
             check_distinct_positions(structure)
             raise StructureError("two atoms coincide") from None

@@ -1,0 +1,34 @@
+// What every network of the engine answers.
+#pragma once
+
+#include <cstdint>
+
+#include "operations/geometry.h"
+#include "operations/workspace.h"
+
+namespace equibit {
+
+struct Outputs {
+  double* atomic_energies;  // [n_atoms] in eV
+  double* forces;           // [n_atoms][3] in eV/Å, or null
+  double* virial;           // [3][3] Σ r ⊗ ∂E/∂r in eV, symmetrised, or null
+};
+
+class Network {
+ public:
+  virtual ~Network() = default;
+
+  /// Å.
+  virtual double cutoff() const = 0;
+  /// Number of elements; species are indices below it.
+  virtual int elements() const = 0;
+  /// Name of the instruction set in use.
+  virtual const char* kernels_name() const = 0;
+
+  /// Energies, and forces and virial where asked for, of one structure whose pairs are listed. The
+  /// vectors of `pairs` may be turned in place. Thread-safe with one workspace per thread.
+  virtual void compute(PairList& pairs, const int32_t* species, Workspace& workspace,
+                       const Outputs& outputs) const = 0;
+};
+
+}  // namespace equibit
