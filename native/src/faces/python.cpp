@@ -7,72 +7,20 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "faces/python.h"
+
 #include <algorithm>
 #include <array>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "operations/evaluator.h"
 #include "operations/faults.h"
-#include "operations/neighbors.h"
 #include "potentials/equivariant_transformer.h"
-
-namespace nb = nanobind;
 
 namespace equibit {
 namespace {
-
-/// Memory for as many concurrent calls as there ever were.
-class Scratch {
- public:
-  struct One {
-    explicit One(double cutoff) : neighbors(cutoff, 0.0) {}
-    Neighbors neighbors;
-    Workspace workspace;
-  };
-  /// Borrowed memory, given back at the end whatever happened.
-  class Lease {
-   public:
-    Lease(Scratch& owner, std::unique_ptr<One> one) : owner_(owner), one_(std::move(one)) {
-      one_->workspace.reset();
-    }
-    Lease(const Lease&) = delete;
-    Lease& operator=(const Lease&) = delete;
-    ~Lease() {
-      const std::lock_guard lock(owner_.mutex_);
-      owner_.free_.push_back(std::move(one_));
-    }
-    One* operator->() const { return one_.get(); }
-
-   private:
-    Scratch& owner_;
-    std::unique_ptr<One> one_;
-  };
-
-  Lease borrow(double cutoff) {
-    std::unique_ptr<One> one;
-    {
-      const std::lock_guard lock(mutex_);
-      if (!free_.empty()) {
-        one = std::move(free_.back());
-        free_.pop_back();
-      }
-    }
-    if (one == nullptr) one = std::make_unique<One>(cutoff);
-    return Lease(*this, std::move(one));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<One>> free_;
-};
-
-using Doubles = nb::ndarray<double, nb::numpy, nb::c_contig, nb::device::cpu>;
-using Positions = nb::ndarray<const double, nb::shape<-1, 3>, nb::c_contig, nb::device::cpu>;
-using Species = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Lattice = nb::ndarray<const double, nb::shape<3, 3>, nb::c_contig, nb::device::cpu>;
 
 Tensors tensors_of(const nb::dict& arrays) {
   using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
@@ -107,90 +55,89 @@ T field(const nb::dict& config, const char* name) {
   return nb::cast<T>(config[name]);
 }
 
-class Transformer {
- public:
-  Transformer(const nb::dict& config, const nb::dict& arrays,
-              const std::optional<std::string>& kernels)
-      : network_(config_of(config), tensors_of(arrays), kernels_named(kernels)) {}
+TransformerConfig transformer_config(const nb::dict& config) {
+  return {.elements = field<int>(config, "elements"),
+          .layers = field<int>(config, "layers"),
+          .heads = field<int>(config, "heads"),
+          .scalars = field<int>(config, "scalars"),
+          .channels = field<int>(config, "channels"),
+          .max_degree = field<int>(config, "max_degree"),
+          .hidden = field<int>(config, "hidden"),
+          .splines = field<int>(config, "splines"),
+          .cutoff = field<double>(config, "cutoff"),
+          .softmax = field<bool>(config, "softmax"),
+          .robust = field<bool>(config, "robust"),
+          .attention_highest = field<int>(config, "attention_highest"),
+          .local_frames = field<bool>(config, "local_frames"),
+          .orient = field<bool>(config, "orient")};
+}
 
-  nb::tuple compute(const Species& species, const Positions& positions,
-                    const std::optional<Lattice>& cell, std::array<bool, 3> periodic,
-                    bool gradients) const {
-    const auto n = check(species);
-    if (static_cast<int64_t>(positions.shape(0)) != n) {
-      throw nb::value_error("positions and species differ in length");
-    }
-    Cell lattice;
-    std::copy(periodic.begin(), periodic.end(), lattice.periodic);
-    if (cell) {
-      std::copy(cell->data(), cell->data() + 9, lattice.vectors);
-    } else if (lattice.any()) {
-      throw nb::value_error("a periodic direction needs a cell");
-    }
-    auto* results = new double[4 * static_cast<size_t>(n) + 9];
-    const nb::capsule owner(results, [](void* p) noexcept { delete[] static_cast<double*>(p); });
-    double* forces = gradients ? results + n : nullptr;
-    double* virial = gradients ? results + 4 * n : nullptr;
-    {
-      const nb::gil_scoped_release release;
-      const Scratch::Lease scratch = scratch_.borrow(network_.cutoff());
-      PairList pairs = scratch->neighbors.find(n, positions.data(), lattice, scratch->workspace);
-      const Outputs outputs{results, forces, virial};
-      network_.compute(pairs, species.data(), scratch->workspace, outputs);
-      check_finite(n, outputs);
-    }
-    const auto size = static_cast<size_t>(n);
-    const Doubles energies(results, {size}, owner);
-    if (!gradients) return nb::make_tuple(energies, nb::none(), nb::none());
-    return nb::make_tuple(energies, Doubles(forces, {size, 3}, owner),
-                          Doubles(virial, {3, 3}, owner));
+const Kernels& kernels_named(const std::optional<std::string>& name) {
+  if (!name) return best_kernels();
+  const Kernels* table = find_kernels(name->c_str());
+  if (table == nullptr) {
+    throw nb::value_error(("this processor has no kernels named " + *name).c_str());
   }
+  return *table;
+}
 
-  std::string kernels() const { return network_.kernels_name(); }
+/// Python takes ownership.
+Model* equivariant_transformer(const nb::dict& config, const nb::dict& arrays,
+                               const std::optional<std::string>& kernels) {
+  return new Model(std::make_unique<EquivariantTransformer>(
+      transformer_config(config), tensors_of(arrays), kernels_named(kernels)));
+}
 
- private:
-  static TransformerConfig config_of(const nb::dict& config) {
-    return {.elements = field<int>(config, "elements"),
-            .layers = field<int>(config, "layers"),
-            .heads = field<int>(config, "heads"),
-            .scalars = field<int>(config, "scalars"),
-            .channels = field<int>(config, "channels"),
-            .max_degree = field<int>(config, "max_degree"),
-            .hidden = field<int>(config, "hidden"),
-            .splines = field<int>(config, "splines"),
-            .cutoff = field<double>(config, "cutoff"),
-            .softmax = field<bool>(config, "softmax"),
-            .robust = field<bool>(config, "robust"),
-            .attention_highest = field<int>(config, "attention_highest"),
-            .local_frames = field<bool>(config, "local_frames"),
-            .orient = field<bool>(config, "orient")};
-  }
-
-  static const Kernels& kernels_named(const std::optional<std::string>& name) {
-    if (!name) return best_kernels();
-    const Kernels* table = find_kernels(name->c_str());
-    if (table == nullptr) {
-      throw nb::value_error(("this processor has no kernels named " + *name).c_str());
+int64_t checked_atoms(const Network& network, const Species& species) {
+  const auto n = static_cast<int64_t>(species.shape(0));
+  if (n < 1 || n > INT32_MAX) throw nb::value_error("the number of atoms is out of range");
+  for (int64_t i = 0; i < n; ++i) {
+    if (species.data()[i] < 0 || species.data()[i] >= network.elements()) {
+      throw nb::value_error("a species is out of range");
     }
-    return *table;
   }
-
-  int64_t check(const Species& species) const {
-    const auto n = static_cast<int64_t>(species.shape(0));
-    if (n < 1 || n > INT32_MAX) throw nb::value_error("the number of atoms is out of range");
-    for (int64_t i = 0; i < n; ++i) {
-      if (species.data()[i] < 0 || species.data()[i] >= network_.elements()) {
-        throw nb::value_error("a species is out of range");
-      }
-    }
-    return n;
-  }
-
-  EquivariantTransformer network_;
-  mutable Scratch scratch_;
-};
+  return n;
+}
 
 }  // namespace
+
+Cell cell_of(const std::optional<Lattice>& cell, std::array<bool, 3> periodic) {
+  Cell lattice;
+  std::copy(periodic.begin(), periodic.end(), lattice.periodic);
+  if (cell) {
+    std::copy(cell->data(), cell->data() + 9, lattice.vectors);
+  } else if (lattice.any()) {
+    throw nb::value_error("a periodic direction needs a cell");
+  }
+  return lattice;
+}
+
+nb::tuple Model::compute(const Species& species, const Positions& positions,
+                         const std::optional<Lattice>& cell, std::array<bool, 3> periodic,
+                         bool gradients) const {
+  const auto n = checked_atoms(*network_, species);
+  if (static_cast<int64_t>(positions.shape(0)) != n) {
+    throw nb::value_error("positions and species differ in length");
+  }
+  const Cell lattice = cell_of(cell, periodic);
+  auto* results = new double[4 * static_cast<size_t>(n) + 9];
+  const nb::capsule owner(results, [](void* p) noexcept { delete[] static_cast<double*>(p); });
+  double* forces = gradients ? results + n : nullptr;
+  double* virial = gradients ? results + 4 * n : nullptr;
+  {
+    const nb::gil_scoped_release release;
+    const Scratch::Lease scratch = scratch_.borrow(network_->cutoff());
+    PairList pairs = scratch->neighbors.find(n, positions.data(), lattice, scratch->workspace);
+    const Outputs outputs{results, forces, virial};
+    network_->compute(pairs, species.data(), scratch->workspace, outputs);
+    check_finite(n, outputs);
+  }
+  const auto size = static_cast<size_t>(n);
+  const Doubles energies(results, {size}, owner);
+  if (!gradients) return nb::make_tuple(energies, nb::none(), nb::none());
+  return nb::make_tuple(energies, Doubles(forces, {size, 3}, owner),
+                        Doubles(virial, {3, 3}, owner));
+}
 
 NB_MODULE(_native, m) {
   nb::exception<ModelFault>(m, "ModelFault", PyExc_ValueError);
@@ -206,12 +153,13 @@ NB_MODULE(_native, m) {
     return names;
   });
 
-  nb::class_<Transformer>(m, "EquivariantTransformer")
-      .def(nb::init<const nb::dict&, const nb::dict&, const std::optional<std::string>&>(),
-           nb::arg("config"), nb::arg("arrays"), nb::arg("kernels") = nb::none())
-      .def_prop_ro("kernels", &Transformer::kernels)
-      .def("compute", &Transformer::compute, nb::arg("species"), nb::arg("positions"),
-           nb::arg("cell"), nb::arg("periodic"), nb::arg("gradients"));
+  nb::class_<Model>(m, "Model")
+      .def_prop_ro("kernels", [](const Model& model) { return model.network().kernels_name(); })
+      .def("compute", &Model::compute, nb::arg("species"), nb::arg("positions"), nb::arg("cell"),
+           nb::arg("periodic"), nb::arg("gradients"));
+  m.def("equivariant_transformer", &equivariant_transformer, nb::rv_policy::take_ownership,
+        nb::arg("config"), nb::arg("arrays"), nb::arg("kernels") = nb::none());
+  bind_dynamics(m);
 }
 
 }  // namespace equibit

@@ -127,7 +127,7 @@ class NativePotential:
     def __init__(self, model: EngineModel, *, kernels: str | None = None) -> None:
         native = _required()
         try:
-            self._network = native.EquivariantTransformer(model.config, model.arrays, kernels)
+            self._network = native.equivariant_transformer(model.config, model.arrays, kernels)
         except native.ModelFault as error:
             raise FileFormatError(str(error)) from error
         except ValueError as error:
