@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import yaml
 from tests.training.toy import config, data_file, label, mixed, tree, waters
 
 import equibit.training.run as run_module
-from equibit.models.files import load_network, load_potential
+from equibit.models.files import load_network, load_potential, save_model
+from equibit.networks.potential import TorchPotential
+from equibit.quantization.convert import freeze_, quantize_
 from equibit.storage import WriteError
-from equibit.structures import ConfigError, DatasetError, FileFormatError, Structure
+from equibit.structures import ConfigError, DatasetError, FileFormatError, ModelError, Structure
 from equibit.training.checkpoints import ContainerCheckpointIO
 from equibit.training.config import RunConfig, TrainingConfig
 from equibit.training.fit import Fit, fit
@@ -593,3 +595,58 @@ def test_torchrun_decides_how_many_processes_there_are(monkeypatch: pytest.Monke
     ):
         monkeypatch.setenv(name, value)
     assert steps_per_epoch(40, RunConfig(), 5) == 1
+
+
+# Starting from a model
+
+
+def test_a_start_at_another_level_keeps_forces_and_moves_energies(
+    tmp_path: Path, trained: TrainingResult
+) -> None:
+    moved = {1: 3.25, 8: 100.0}
+    structures = waters(12, seed=5)
+    elsewhere = [
+        replace(s, energy=s.energy + sum(moved[int(z)] for z in s.numbers)) for s in structures
+    ]
+    network = prepare_network(
+        config(tmp_path, start=str(trained.model), network__layers=2), elsewhere
+    )
+    assert network.training
+    assert all(weight.requires_grad for weight in network.parameters())
+    parent = load_potential(trained.model).compute(structures)
+    start = TorchPotential(network).compute(structures)
+    errors = [s.energy - p.energy for s, p in zip(elsewhere, start, strict=True)]
+    assert np.mean(errors) == pytest.approx(0, abs=1e-6)
+    for one, other in zip(start, parent, strict=True):
+        np.testing.assert_allclose(one.forces, other.forces, atol=1e-6)
+
+
+def test_a_started_run_records_its_parent_and_is_finished_once(
+    tmp_path: Path, trained: TrainingResult
+) -> None:
+    settings = config(tmp_path, start=str(trained.model), network__layers=2)
+    result = train(settings, progress=False)
+    parent = json.loads((result.model.parent / "summary.json").read_text())["training"]["parent"]
+    assert parent["name"] == trained.model.parent.name
+    assert result.best_validation is not None
+    assert trained.best_validation is not None
+    assert result.best_validation < 1.1 * trained.best_validation
+    assert train(settings, progress=False) == result
+    with pytest.raises(ConfigError, match="another configuration"):
+        train(config(tmp_path), progress=False)
+
+
+def test_unusable_starts_are_named(tmp_path: Path, trained: TrainingResult) -> None:
+    wider = config(
+        tmp_path, start=str(trained.model), network__layers=2, network__irreps="16x0e+8x1o"
+    )
+    with pytest.raises(ConfigError, match=r"another network \(irreps differ\)"):
+        plan(wider)
+    network, _ = load_network(trained.model)
+    quantize_(network, "w8a8")
+    freeze_(network)
+    save_model(tmp_path / "low.safetensors", network, name="low", training={})
+    with pytest.raises(ConfigError, match=r"quantised \(w8a8\)"):
+        plan(config(tmp_path, start=str(tmp_path / "low.safetensors")))
+    with pytest.raises(ModelError, match=r"nowhere\.safetensors"):
+        plan(config(tmp_path, start=str(tmp_path / "nowhere.safetensors")))

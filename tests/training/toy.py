@@ -67,7 +67,10 @@ def data_file(folder: Path, structures: list[Structure] | None = None) -> Path:
 
 
 def tree(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A run of two epochs as YAML would hold it; ``section__key=value`` changes one entry."""
+    """A run of two epochs as YAML would hold it.
+
+    ``section__key=value`` and ``key=value`` change one entry.
+    """
     values: dict[str, Any] = {
         "data": {"dataset": str(data_file(folder))},
         "network": {
@@ -91,7 +94,10 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
     }
     for name, value in changes.items():
         section, _, key = name.partition("__")
-        values.setdefault(section, {})[key] = value
+        if key:
+            values.setdefault(section, {})[key] = value
+        else:
+            values[section] = value
     return values
 
 

@@ -16,7 +16,7 @@ from equibit.storage.atomic import atomic_text
 from equibit.storage.checksum import file_sha256
 from equibit.training.config import TrainingConfig
 from equibit.training.qat import QuantizationConfig
-from equibit.training.run import MODEL, describe, finished_run
+from equibit.training.run import MODEL, describe, finished_run, parent_record
 
 Say = Callable[[str], None]
 """Called with one line when something begins or is found done."""
@@ -50,12 +50,14 @@ def is_finished(settings: TrainingConfig | QuantizationConfig) -> bool:
         ConfigError: the folder holds a run of another configuration.
         ModelError: there is no parent.
     """
-    digest = None
     if isinstance(settings, QuantizationConfig):
         if parent_changed(settings):
             return False
-        digest = file_sha256(resolve_model(settings.parent))
-    return finished_run(describe(settings), settings.run.output, parent_sha256=digest) is not None
+        name: str | None = settings.parent
+    else:
+        name = settings.start
+    parent = None if name is None else parent_record(name)
+    return finished_run(describe(settings), settings.run.output, parent=parent) is not None
 
 
 def parent_changed(settings: QuantizationConfig) -> bool:

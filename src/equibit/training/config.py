@@ -143,10 +143,16 @@ class RunConfig(StrictModel):
 
 
 class TrainingConfig(StrictModel):
-    """A training run from data to model."""
+    """A training run from data to model.
+
+    Attributes:
+        start: shipped name or file of an FP32 model of the same network, trained on other data or
+            at another level of theory, whose weights the run begins with; None begins at random.
+    """
 
     data: DataConfig
     network: AnyNetworkConfig
+    start: str | None = None
     loss: LossConfig = LossConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     run: RunConfig = RunConfig()

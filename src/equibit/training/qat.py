@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equibit.models import resolve_model
 from equibit.models.files import load_network
 from equibit.networks.base import AtomisticNetwork
 from equibit.networks.potential import (
@@ -35,7 +34,6 @@ from equibit.quantization.convert import (
     vector_parameters,
 )
 from equibit.quantization.recipes import Recipe, get_recipe
-from equibit.storage.checksum import file_sha256
 from equibit.structures import ModelError, Structure
 from equibit.training.batches import Collator, LabelledBatch
 from equibit.training.config import LossConfig, OptimizationConfig, RunConfig, StrictModel
@@ -49,6 +47,7 @@ from equibit.training.run import (
     describe,
     finished_run,
     mixed_sizes,
+    parent_record,
     steps_per_epoch,
     write_summary,
 )
@@ -128,10 +127,10 @@ def quantize(
     started = time.monotonic()
     torch.set_num_threads(config.run.threads)
     lightning.seed_everything(config.run.seed, workers=True, verbose=False)
-    network, header = load_parent(config.parent)
+    network = load_parent(config.parent)
     output = config.run.output
-    description, digest = describe(config), file_sha256(resolve_model(config.parent))
-    done = finished_run(description, output, parent_sha256=digest) if resume else None
+    description, parent = describe(config), parent_record(config.parent)
+    done = finished_run(description, output, parent=parent) if resume else None
     if done is not None:
         return done
     network.train()
@@ -169,7 +168,7 @@ def quantize(
     )
     record = {
         **data,
-        "parent": {"name": header["name"], "sha256": digest, "training": header["training"]},
+        "parent": parent,
         "recipe": CONTROL if recipe is None else recipe.name,
         "epochs": config.epochs,
         "seed": config.run.seed,
@@ -181,18 +180,18 @@ def quantize(
     return result
 
 
-def load_parent(parent: str) -> tuple[AtomisticNetwork, dict[str, Any]]:
-    """The FP32 network to start from, and its file's header.
+def load_parent(parent: str) -> AtomisticNetwork:
+    """The FP32 network to start from.
 
     Raises:
         ModelError: no such model, or one that is already quantised.
     """
-    network, header = load_network(parent)
+    network, _ = load_network(parent)
     if network.recipe is not None:
         raise ModelError(
             f"{parent} is already quantised ({network.recipe.name}): start from its FP32 parent"
         )
-    return network, header
+    return network
 
 
 class QuantizedForceField(ForceField):

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import yaml
 from pydantic import BaseModel
 
 from equibit.datasets import load_dataset
-from equibit.models.files import save_model
+from equibit.models import resolve_model
+from equibit.models.files import load_network, save_model
 from equibit.networks.base import AtomisticNetwork
-from equibit.networks.potential import DENSE_LIMIT, energies_and_edge_gradients
+from equibit.networks.potential import DENSE_LIMIT, TorchPotential, energies_and_edge_gradients
 from equibit.networks.registry import build_network
 from equibit.storage.atomic import atomic_text
+from equibit.storage.checksum import file_sha256
+from equibit.storage.container import read_container
 from equibit.structures import ConfigError, Structure
 from equibit.training.batches import Collator, fit_scale_shift
 from equibit.training.config import RunConfig, TrainingConfig
@@ -101,11 +104,49 @@ def check_elements(config: TrainingConfig, structures: Sequence[Structure]) -> N
 
 
 def prepare_network(config: TrainingConfig, train: Sequence[Structure]) -> AtomisticNetwork:
-    """A freshly initialised network with its energy reference fitted to the training set."""
+    """A network with its energy reference fitted to the training set, at random or from a model.
+
+    Raises:
+        ModelError: no such model to start from.
+        ConfigError: it is another network, or quantised.
+    """
     lightning.seed_everything(config.run.seed, workers=True, verbose=False)
+    if config.start is not None:
+        return _continued(config, config.start, train)
     network = build_network(config.network)
     network.set_scale_shift(*fit_scale_shift(train, config.network.elements))
     return network
+
+
+def _continued(config: TrainingConfig, start: str, train: Sequence[Structure]) -> AtomisticNetwork:
+    """A trained network whose energy shift is moved to the level of the training set.
+
+    μ_Z += argmin_δ Σ_s (E_s − E(s) − Σ_Z n_sZ δ_Z)²
+    """
+    network, _ = load_network(start)
+    if network.recipe is not None:
+        raise ConfigError(
+            f"start: {start} is quantised ({network.recipe.name}); start from its FP32 parent"
+        )
+    own, wanted = network.config.model_dump(), config.network.model_dump()
+    differing = [key for key in wanted if own.get(key) != wanted[key]]
+    if differing:
+        raise ConfigError(
+            f"start: {start} is another network ({', '.join(differing)} differ); copy its "
+            "settings, which `equibit inspect` prints"
+        )
+    predictions = TorchPotential(network, name=start).compute(train, forces=False)
+    residuals = [
+        replace(structure, energy=float(structure.energy) - float(prediction.energy))
+        for structure, prediction in zip(train, predictions, strict=True)
+        if structure.energy is not None
+    ]
+    _, shift = fit_scale_shift(residuals, config.network.elements)
+    network.set_scale_shift(
+        network.energy_scale.tolist(),
+        (network.energy_shift.cpu() + torch.tensor(shift, dtype=torch.float64)).tolist(),
+    )
+    return network.requires_grad_(True).train()
 
 
 def plan(config: TrainingConfig) -> TrainingPlan:
@@ -146,7 +187,8 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
     started = time.monotonic()
     torch.set_num_threads(config.run.threads)
     output, description = config.run.output, describe(config)
-    done = finished_run(description, output) if resume else None
+    parent = None if config.start is None else parent_record(config.start)
+    done = finished_run(description, output, parent=parent) if resume else None
     if done is not None:
         return done
     train_set, validation_set, record = load_training_structures(config)
@@ -185,8 +227,21 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
             "train": len(train_set),
             "validation": len(validation_set),
         }
+        if parent is not None:
+            record["parent"] = parent
         write_summary(output, network, result, record)
     return result
+
+
+def parent_record(name_or_path: str) -> dict[str, Any]:
+    """What a run keeps of the model it begins with: name, checksum and its own training record.
+
+    Raises:
+        ModelError, FileFormatError: no such model, or a damaged file.
+    """
+    path = resolve_model(name_or_path)
+    header = read_container(path, kind="model").header
+    return {"name": header["name"], "sha256": file_sha256(path), "training": header["training"]}
 
 
 def steps_per_epoch(size: int, run: RunConfig, batch_size: int) -> int:
@@ -237,7 +292,7 @@ def check_folder(description: Mapping[str, Any], output: Path) -> None:
 
 
 def finished_run(
-    description: Mapping[str, Any], output: Path, *, parent_sha256: str | None = None
+    description: Mapping[str, Any], output: Path, *, parent: Mapping[str, Any] | None = None
 ) -> TrainingResult | None:
     """The result of a run that ended before, None where there is still something to do.
 
@@ -248,12 +303,12 @@ def finished_run(
     try:
         summary = json.loads((output / "summary.json").read_text())
         seconds, metrics = float(summary["seconds"]), dict(summary["metrics"])
-        best, parent = summary["best_validation"], summary["training"].get("parent", {})
+        best, earlier = summary["best_validation"], summary["training"].get("parent", {})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not (output / MODEL).exists():
         return None
-    if parent.get("sha256") != parent_sha256:
+    if earlier.get("sha256") != (parent or {}).get("sha256"):
         raise ConfigError(
             f"{output} holds a network made from another version of its parent; choose another "
             "folder or pass --restart"
