@@ -130,3 +130,10 @@ def test_stress_of_crystals_follows_the_fake_quantised_network(tmp_path: Path) -
     (got,) = engine.load(path).compute([crystal], stress=True)
     (expected,) = load_potential(path, dtype="float64").compute([crystal], stress=True)
     np.testing.assert_allclose(got.stress, expected.stress, atol=3e-3 * abs(expected.stress).max())
+
+
+def test_axial_messages_are_refused(tmp_path: Path) -> None:
+    path = model_file(tmp_path, "w8a8", axial_messages=True)
+    assert not engine.supports(path)
+    with pytest.raises(ModelError, match="axial messages"):
+        engine.load(path)

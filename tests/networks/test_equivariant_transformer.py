@@ -10,15 +10,17 @@ import torch
 from pydantic import ValidationError
 from tests.potential_contract import PotentialContract
 
+from equibit.networks.context import Context
 from equibit.networks.equivariant_transformer import (
     ChannelProducts,
     EquivariantTransformer,
     EquivariantTransformerConfig,
     parse_irreps,
 )
+from equibit.networks.geometry import edge_geometry
 from equibit.networks.harmonics import wigner_d
 from equibit.networks.linear import EquivariantLinear
-from equibit.networks.potential import TorchPotential
+from equibit.networks.potential import TorchPotential, build_graph
 from equibit.structures import Potential, Structure
 
 ELEMENTS = (1, 6, 8)
@@ -51,12 +53,16 @@ class TransformerContract(PotentialContract):
     irreps = "8x0e+8x1o"
     attention = "softmax"
     robust = True
+    axial = False
 
     @pytest.fixture(scope="class")
     @classmethod
     def potential(cls, dtype: str) -> Potential:
         network = tiny_network(
-            irreps=cls.irreps, attention=cls.attention, robust_attention=cls.robust
+            irreps=cls.irreps,
+            attention=cls.attention,
+            robust_attention=cls.robust,
+            axial_messages=cls.axial,
         )
         return TorchPotential(network.to(getattr(torch, dtype)))
 
@@ -72,6 +78,12 @@ class TestVectors(TransformerContract):
 
 class TestDegreeTwo(TransformerContract):
     irreps = "8x0e+8x1o+8x2e"
+
+
+class TestAxialMessages(TransformerContract):
+    irreps = "8x0e+8x1o+8x2e"
+    attention = "linear"
+    axial = True
 
 
 class TestLinearAttention(TransformerContract):
@@ -167,6 +179,27 @@ def test_vectors_see_angles_that_distances_to_neighbours_do_not_show() -> None:
         gaps.append(abs(one.atomic_energies[0] - other.atomic_energies[0]))
     assert gaps[0] < 1e-12
     assert gaps[2] > 1e-9
+
+
+def test_axial_messages_carry_the_part_along_the_bond_to_every_degree() -> None:
+    """A vector across the bond is not seen, its part along the bond reaches degrees one and two."""
+    block = tiny_network(irreps="8x0e+8x1o+8x2e", axial_messages=True).double().attention[1]
+    graph, edge_vectors = build_graph(
+        [Structure([1, 6], np.array([[0.0, 0, 0], [0, 0, 1.1]]))], ELEMENTS, 4.0
+    )
+    geometry = edge_geometry(edge_vectors, 4.0, (1, 2), "polynomial", torch.float64)
+    basis = torch.ones(*geometry.distances.shape, 6, dtype=torch.float64)
+    x = torch.ones(1, 2, 8, dtype=torch.float64)
+
+    def sums(vector: list[float]) -> dict[int, torch.Tensor]:
+        sent = torch.tensor(vector, dtype=torch.float64)[:, None].expand(3, 8)
+        vectors = {1: sent.expand(1, 2, 3, 8), 2: torch.zeros(1, 2, 5, 8, dtype=torch.float64)}
+        return block(x, vectors, basis, geometry, graph, Context(graph.species))[1]
+
+    # Components run y, z, x, as in e3nn.
+    none, along, across = sums([0.0, 0, 0]), sums([0.0, 1, 0]), sums([1.0, 0, 0])
+    assert (along[2] - none[2]).abs().max() > 1e-3
+    torch.testing.assert_close(across[2], none[2])
 
 
 @pytest.mark.parametrize("improper", [False, True])

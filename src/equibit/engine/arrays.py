@@ -66,6 +66,11 @@ def engine_model(container: Container) -> EngineModel:
                 f"the engine does not run the network {architecture!r} yet: compute with torch "
                 "(equibit.load_potential)"
             )
+        if network.get("axial_messages", False):
+            raise ModelError(
+                "the engine does not run axial messages yet: compute with torch "
+                "(equibit.load_potential)"
+            )
         channels = _channels(network["irreps"])
         elements = tuple(int(z) for z in network["elements"])
         config = {

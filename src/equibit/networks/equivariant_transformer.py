@@ -56,6 +56,8 @@ class EquivariantTransformerConfig(NetworkConfig):
         attention: ``linear`` or ``softmax`` weights; ``linear`` learns more from the same data.
         robust_attention: ℓ2-normalise queries and keys and learn a temperature per head.
         hidden: width of the hidden layer of the update network, as a multiple of the scalars.
+        axial_messages: let the parts of the vectors along a bond reach every degree; lower errors
+            for a quarter more time.
     """
 
     architecture: Literal["equivariant_transformer"] = "equivariant_transformer"
@@ -67,6 +69,7 @@ class EquivariantTransformerConfig(NetworkConfig):
     attention: AttentionKind = "linear"
     robust_attention: bool = True
     hidden: int = Field(default=1, ge=1, le=8)
+    axial_messages: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,34 +87,36 @@ class EquivariantTransformerConfig(NetworkConfig):
 class AttentionBlock(nn.Module):
     """Messages from neighbours to the scalars and vectors of each atom.
 
-        A_i^0 = Σ_j α_ij [φ⁰ s⁰_j, φ^{ℓ→0} ⟨V_j^ℓ, Ŷ_ℓ(r̂_ij)⟩, …]
-        A_i^ℓ = Σ_j α_ij (φ^{0→ℓ} s^ℓ_j Ŷ_ℓ(r̂_ij) + φ^{ℓ→ℓ} V_j^ℓ)
+        p_ij^0 = s_j^0,  p_ij^ℓ = ⟨V_j^ℓ, Ŷ_ℓ(r̂_ij)⟩
+        A_i^0 = Σ_j α_ij [φ^{0→0} p_ij^0, φ^{1→0} p_ij^1, …]
+        A_i^ℓ = Σ_j α_ij ((φ^{0→ℓ} s_j^ℓ + Σ_{k ≥ 1} φ^{k→ℓ} p_ij^k) Ŷ_ℓ(r̂_ij) + φ^ℓ V_j^ℓ)
         x_i += W A_i^0,  V_i^ℓ += A_i^ℓ
 
     with s = W_v LN(x), radial filters φ(d_ij) per channel and Ŷ_ℓ = √(4π/(2ℓ+1)) Y_ℓ, so that
-    Ŷ_1 = r̂. The invariants of V_j along the edge let messages see angles, which the papers'
-    variant lacks. The first block has no vectors to send.
+    Ŷ_1 = r̂. The parts p of the vectors along the bond let messages see angles, which the papers'
+    variant lacks; that they reach other degrees (k ≥ 1) is the switch ``axial_messages``. The first
+    block has no vectors to send.
     """
 
     def __init__(self, config: EquivariantTransformerConfig, first: bool) -> None:
         super().__init__()
         channels = parse_irreps(config.irreps)
         width = channels.pop(0)
-        self.first = first
         self.heads = config.heads
         self.degrees = list(channels)
-        vector_widths = list(channels.values())
-        self.value_widths = [width, *vector_widths]
-        self.vector_widths = [] if first else vector_widths
-        filters = [*self.value_widths, *self.vector_widths, *self.vector_widths]
-        self.filter_widths = [*filters, config.heads]
+        self.senders = [] if first else self.degrees
+        self.value_widths = [width, *channels.values()]
+        self.targets = self.degrees if config.axial_messages else []
+        per_sender = 2 + len(self.targets)
+        filters = [channels[degree] for degree in self.senders for _ in range(per_sender)]
+        self.filter_widths = [*self.value_widths, *filters, config.heads]
         self.norm = nn.LayerNorm(width)
         self.query = Linear(width, width, bias=False)
         self.key = Linear(width, width, bias=False)
         self.value = Linear(width, sum(self.value_widths))
         self.attention = NeighbourAttention(config.heads, config.attention, config.robust_attention)
         self.filter = RadialFilter(config.radial_functions, sum(self.filter_widths))
-        self.output = Linear(width + sum(self.vector_widths), width)
+        self.output = Linear(width + sum(channels[degree] for degree in self.senders), width)
 
     def forward(
         self,
@@ -131,24 +136,29 @@ class AttentionBlock(nn.Module):
             (alpha.unsqueeze(-1) * filter_.unflatten(-1, (self.heads, -1))).flatten(-2)
             for filter_ in filters
         )
-        scalars, *radial = self.value(h, context).split(self.value_widths, -1)
-        invariants = [graph.aggregate(next(weights) * graph.senders(scalars))]
-        messages = {
-            degree: (next(weights) * graph.senders(value)).unsqueeze(-2)
-            * geometry.harmonics[degree].unsqueeze(-1)
-            for degree, value in zip(self.degrees, radial, strict=True)
+        scalars, *values = self.value(h, context).split(self.value_widths, -1)
+        invariants = [next(weights) * graph.senders(scalars)]
+        axial = {
+            degree: next(weights) * graph.senders(value)
+            for degree, value in zip(self.degrees, values, strict=True)
         }
-        if not self.first:
-            for degree in self.degrees:
-                senders = graph.senders(vectors[degree])
-                along = (senders * geometry.harmonics[degree].unsqueeze(-1)).sum(-2)
-                invariants.append(graph.aggregate(next(weights) * along))
-                messages[degree] = messages[degree] + next(weights).unsqueeze(-2) * senders
-        x = x + self.output(torch.cat(invariants, -1), context)
-        sums = {degree: graph.aggregate(message) for degree, message in messages.items()}
-        if not self.first:
-            sums = {degree: vectors[degree] + update for degree, update in sums.items()}
-        return x, sums
+        carried = {}
+        for k in self.senders:
+            vector = graph.senders(vectors[k])
+            along = (vector * geometry.harmonics[k].unsqueeze(-1)).sum(-2)
+            invariants.append(next(weights) * along)
+            carried[k] = next(weights).unsqueeze(-2) * vector
+            for degree in self.targets:
+                axial[degree] = axial[degree] + next(weights) * along
+        sums = {}
+        for degree, message in axial.items():
+            message = message.unsqueeze(-2) * geometry.harmonics[degree].unsqueeze(-1)
+            if degree in carried:
+                sums[degree] = vectors[degree] + graph.aggregate(message + carried[degree])
+            else:
+                sums[degree] = graph.aggregate(message)
+        aggregated = torch.cat([graph.aggregate(invariant) for invariant in invariants], -1)
+        return x + self.output(aggregated, context), sums
 
 
 class ChannelProducts(nn.Module):
