@@ -74,15 +74,34 @@ struct Coupling {
   const float* weight;   // [channels]
 };
 
+/// Rows to be rounded: (x − μ_Z) · f with one step per row, max|…|/highest.
+struct CodeRows {
+  int64_t rows;
+  int n;
+  const float* x;
+  int64_t ldx;
+  const float* centers;    // [species][n] μ, or null
+  const int32_t* species;  // [rows], used with centers
+  const float* factors;    // [n] f, or null
+  int highest;
+  int32_t* codes;          // [rows][words], zeros beyond n
+  int words;
+  float* scales;           // [rows] steps
+};
+
 /// Y = scale_r (Σ_g step_og Σ_k w_ok q_rk) + b, or Y += … , in integers within each group g.
+///
+/// Codes come in 32-bit words: four of 8 bits, two of 16 bits, or split into two or three planes of
+/// bytes, q = Σ_b 256^b q_b, of which the highest is signed. 8-bit codes are shifted by 128.
 struct CodeProduct {
   int64_t rows;
-  int words;               // of 32 bits per row of codes
+  int words;               // per row of weights
   int group_words;         // that share a step
   int groups;
   int out;
-  const int32_t* x;        // [rows][ldx] codes
-  int64_t ldx;
+  int planes;              // 2 or 3 where codes are split
+  const int32_t* x;        // [rows][words], or [rows][planes][words] from the highest byte down,
+                           // with room for rows to a multiple of 16
   const float* scales;     // [rows]
   const int32_t* weight;   // [⌈out/panel⌉][words][panel]
   const float* steps;      // [⌈out/panel⌉][groups][panel]
@@ -93,6 +112,13 @@ struct CodeProduct {
   int64_t ldy;
   bool add;
 };
+
+/// Whether tiles of 8 or 16 words cut the groups evenly.
+constexpr bool split_fits(int words, int group_words) {
+  return group_words >= words ? words % 16 == 0
+                              : words % group_words == 0 &&
+                                    (group_words == 8 || group_words % 16 == 0);
+}
 
 struct Kernels {
   const char* name;
@@ -150,17 +176,14 @@ struct Kernels {
                  bool transpose, const float* x, float* y, bool add);
   void (*add)(int64_t n, const float* x, float* y);
 
-  /// Products of 16-bit codes, and of unsigned 8-bit codes (null where that is no faster).
+  /// Products of 16-bit codes; of 8-bit codes and of split codes, null where those are no faster.
+  /// Split codes need `split_fits(words, group_words)`; their planes follow from `highest`.
   void (*gemm_codes16)(const CodeProduct&);
   void (*gemm_codes8)(const CodeProduct&);
-  /// Codes of x − μ_Z with one step per row, max|x − μ_Z|/highest; 8-bit codes are shifted by 128.
-  /// `centers` may be null. Codes from n to ldc are zero.
-  void (*round_rows16)(int64_t rows, int n, const float* x, int64_t ldx, const float* centers,
-                       const int32_t* species, int highest, int16_t* codes, int64_t ldc,
-                       float* scales);
-  void (*round_rows8)(int64_t rows, int n, const float* x, int64_t ldx, const float* centers,
-                      const int32_t* species, int highest, uint8_t* codes, int64_t ldc,
-                      float* scales);
+  void (*gemm_split)(const CodeProduct&);
+  void (*round_rows16)(const CodeRows&);
+  void (*round_rows8)(const CodeRows&);
+  void (*round_split)(const CodeRows&);
   /// v̂ with magnitude and direction rounded apart (`mddq`).
   void (*round_vectors)(int64_t atoms, int components, int channels, const float* v,
                         int magnitude_highest, int direction_highest, float* rounded);
@@ -172,6 +195,9 @@ struct Kernels {
 const Kernels& portable_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& amx_kernels();
+/// Asks the operating system for the tile registers.
+bool amx_permitted();
 
 /// The fastest table that this processor can run, or the named one (nullptr if it cannot).
 const Kernels& best_kernels();

@@ -376,10 +376,10 @@ void EquivariantTransformer::backward(const PairGeometry& geometry, const int32_
     seed[i] = static_cast<float>(scale_[static_cast<size_t>(species[i])]);
   }
   const State& head = states.back();
-  head_output_.backward(n, seed, 1, dh, F, false);
+  head_output_.backward(n, seed, 1, dh, F, false, workspace);
   k.silu_backward(n * F, head.before, dh);
   float* d_normed = workspace.take<float>(n * F);
-  head_hidden_.backward(n, dh, F, d_normed, F, false);
+  head_hidden_.backward(n, dh, F, d_normed, F, false, workspace);
   k.layer_norm_backward(n, F, d_normed, F, head_gain_.data(), head.normal, head.inverse, dx);
 
   for (size_t index = layers_.size(); index-- > 0;) {
@@ -388,7 +388,7 @@ void EquivariantTransformer::backward(const PairGeometry& geometry, const int32_
     const bool first = index == 0, last = index + 1 == layers_.size();
 
     if (last) {
-      layer.update.backward(n, dx, F, d_hidden, c.hidden, false);
+      layer.update.backward(n, dx, F, d_hidden, c.hidden, false, workspace);
       for (int l = 1; l <= L; ++l) {
         const int64_t size = n * (2 * l + 1) * C;
         std::fill(d_mixed[l], d_mixed[l] + 2 * size, 0.0f);
@@ -411,16 +411,16 @@ void EquivariantTransformer::backward(const PairGeometry& geometry, const int32_
         k.couple_backward(n, C, coupling, s.mixed[coupling.l1], s.mixed[coupling.l2],
                           d_products[coupling.l3], d_mixed[coupling.l1], d_mixed[coupling.l2]);
       }
-      layer.update.backward(n, d_gates, VW, d_hidden, c.hidden, false);
+      layer.update.backward(n, d_gates, VW, d_hidden, c.hidden, false, workspace);
     }
     k.silu_backward(n * c.hidden, s.before, d_hidden);
-    layer.hidden.backward(n, d_hidden, c.hidden, d_inputs, VW, false);
+    layer.hidden.backward(n, d_hidden, c.hidden, d_inputs, VW, false, workspace);
     for (int l = 1; l <= L; ++l) {
       const float factor = 1.0f / std::sqrt(static_cast<float>(2 * l + 1));
       k.vector_dot_backward(n, 2 * l + 1, C, s.mixed[l], factor, d_inputs + F + (l - 1) * C, VW,
                             d_mixed[l]);
       layer.mix[static_cast<size_t>(l)].backward_vectors(n, 2 * l + 1, s.local[l], d_mixed[l],
-                                                         d_local[l]);
+                                                         d_local[l], workspace);
       if (frames[l] != nullptr) {
         k.rotate(n, 2 * l + 1, C, frames[l], false, d_local[l], d_vectors[l], true);
       } else {
@@ -432,7 +432,7 @@ void EquivariantTransformer::backward(const PairGeometry& geometry, const int32_
 
     const Attention& a = s.attention;
     float* d_invariants = d_inputs;
-    layer.output.backward(n, dx, F, d_invariants, a.invariant_ld, false);
+    layer.output.backward(n, dx, F, d_invariants, a.invariant_ld, false, workspace);
     k.attention_finish_backward(geometry.pairs, a, d_invariants, d_vectors, d_messages, d_sums);
     std::fill(d_qkv, d_qkv + n * qkv_width, 0.0f);
     AttentionGradient g{};
@@ -455,7 +455,7 @@ void EquivariantTransformer::backward(const PairGeometry& geometry, const int32_
                      d_qkv, qkv_width);
     k.heads_backward(n, H, F / H, c.robust, ones_.data(), s.key, s.key_inverse, d_qkv + F,
                      qkv_width);
-    layer.qkv.backward(n, d_qkv, qkv_width, dh, F, false);
+    layer.qkv.backward(n, d_qkv, qkv_width, dh, F, false, workspace);
     k.layer_norm_backward(n, F, dh, F, layer.norm_gain.data(), s.normal, s.inverse, dx);
   }
 }

@@ -270,8 +270,10 @@ def _product(
 
 def _vector_product(arrays: Arrays, source: _Source, name: str) -> None:
     arrays[f"{name}.weight"] = source.weight(name)
-    if source.recipe is None or not source.quantized(name):
+    if source.recipe is None or not source.rounds_inputs(name):
         return
+    _codes(arrays, source, name, [name])
+    arrays[f"{name}.bits"] = np.array([24], np.int32)
     vectors = source.recipe.vectors
     if vectors.codec == "mddq":
         highest = 2**vectors.magnitude_bits - 1, 2 ** (vectors.direction_bits - 1) - 1
