@@ -27,12 +27,13 @@ LAYERS = [
     "training",
     "evaluation",
     "engine",
+    "dynamics",
     "interfaces",
     "experiments",
     "cli",
 ]
 
-LIGHT = ["", "structures", "storage", "datasets", "engine", "interfaces", "cli.main"]
+LIGHT = ["", "structures", "storage", "datasets", "engine", "dynamics", "interfaces", "cli.main"]
 
 
 @pytest.mark.parametrize("light", LIGHT)

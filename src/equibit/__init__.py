@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from equibit.datasets import Dataset as Dataset
     from equibit.datasets import load_dataset as load_dataset
+    from equibit.dynamics import DynamicsSettings as DynamicsSettings
+    from equibit.dynamics import run_dynamics as run_dynamics
     from equibit.evaluation.evaluate import Evaluation as Evaluation
     from equibit.evaluation.evaluate import evaluate as evaluate
     from equibit.evaluation.predict import predict_file as predict_file
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Calculator": "equibit.interfaces.ase",
     "Dataset": "equibit.datasets",
+    "DynamicsSettings": "equibit.dynamics",
     "EquibitError": "equibit.structures",
     "Evaluation": "equibit.evaluation.evaluate",
     "Potential": "equibit.structures",
@@ -69,6 +72,7 @@ _HOMES = {
     "quantize": "equibit.training.qat",
     "quantize_": "equibit.quantization.convert",
     "read_structures": "equibit.structures.formats",
+    "run_dynamics": "equibit.dynamics",
     "save_model": "equibit.models.files",
     "shipped_models": "equibit.models",
     "train": "equibit.training.run",

@@ -73,8 +73,10 @@ Dynamics::Dynamics(std::unique_ptr<Evaluator> forces, std::unique_ptr<Evaluator>
 }
 
 bool Dynamics::run(int64_t steps, int64_t every, std::vector<double>& rows) {
-  require(every >= 1 && every % settings_.inner_steps == 0 && steps >= 0 && steps % every == 0,
-          "steps must be a multiple of the sampling interval, and that of the inner steps");
+  require(every >= 1 && every % settings_.inner_steps == 0,
+          "the sampling interval must be a multiple of the inner steps");
+  require(steps >= 0 && steps % settings_.inner_steps == 0,
+          "steps must be a multiple of the inner steps");
   const double dt = settings_.timestep, half = 0.5 * dt;
   const double outer_half = half * static_cast<double>(settings_.inner_steps);
   try {
@@ -98,7 +100,7 @@ bool Dynamics::run(int64_t steps, int64_t every, std::vector<double>& rows) {
         evaluate_outer();
         kick_difference(outer_half);
       }
-      if (done % every != 0) continue;
+      if (state_.step % every != 0) continue;
       sample(rows);
       if (!holds()) return false;
     }

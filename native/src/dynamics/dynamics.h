@@ -58,9 +58,9 @@ class Dynamics {
   /// largest length of each kind of bond.
   int64_t row() const { return 3 + 3 * watch_.n_kinds; }
 
-  /// Makes `steps` steps, a multiple of `every`, and appends a row to `rows` after each `every`
-  /// steps, a multiple of `inner_steps`. Returns whether the system held; if not, `reason()` says
-  /// what happened and the state is that of the failure.
+  /// Makes `steps` steps and appends a row to `rows` whenever the number of steps since the very
+  /// beginning is a multiple of `every`; both are multiples of `inner_steps`. Returns whether the
+  /// system held; if not, `reason()` says what happened and the state is that of the failure.
   bool run(int64_t steps, int64_t every, std::vector<double>& rows);
 
   /// The row of the present state.

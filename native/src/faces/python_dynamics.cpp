@@ -89,10 +89,15 @@ void bind_dynamics(nb::module_& m) {
              self.sample(rows);
              return rows_of(rows, self);
            })
-      .def_prop_ro("positions", [](const Dynamics& self) { return vectors_of(self.state().positions); })
+      // Copies, which own their memory.
+      .def_prop_ro("positions",
+                   [](const Dynamics& self) { return vectors_of(self.state().positions); },
+                   nb::rv_policy::automatic)
       .def_prop_ro("velocities",
-                   [](const Dynamics& self) { return vectors_of(self.state().velocities); })
-      .def_prop_ro("forces", [](const Dynamics& self) { return vectors_of(self.forces()); })
+                   [](const Dynamics& self) { return vectors_of(self.state().velocities); },
+                   nb::rv_policy::automatic)
+      .def_prop_ro("forces", [](const Dynamics& self) { return vectors_of(self.forces()); },
+                   nb::rv_policy::automatic)
       .def_prop_ro("step", [](const Dynamics& self) { return self.state().step; })
       .def_prop_ro("heat", [](const Dynamics& self) { return self.state().heat; })
       .def_prop_ro("potential", &Dynamics::potential)

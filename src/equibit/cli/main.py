@@ -56,6 +56,9 @@ SUBCOMMANDS = {
     "predict": Subcommand(
         "equibit.cli.predict", "Energies, forces and stresses of the structures in a file."
     ),
+    "md": Subcommand(
+        "equibit.cli.md", "Molecular dynamics: compiled steps, checkpoints, a picture."
+    ),
     "inspect": Subcommand(
         "equibit.cli.inspect", "Say what a model file holds: layers, bits, bytes, its card."
     ),

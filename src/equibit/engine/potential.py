@@ -14,7 +14,7 @@ import numpy as np
 from equibit.engine.arrays import EngineModel, read_model
 from equibit.models.shipped import resolve_model
 from equibit.structures.checks import check_cells, species_index
-from equibit.structures.errors import FileFormatError, ModelError, StructureError
+from equibit.structures.errors import EquibitError, FileFormatError, ModelError, StructureError
 from equibit.structures.neighbors import check_distinct_positions
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import Structure
@@ -122,6 +122,7 @@ class NativePotential:
     Attributes:
         name: what reports call it.
         kernels: the instruction set in use.
+        faults: what compiled code throws for a bad structure; see ``explained``.
     """
 
     def __init__(self, model: EngineModel, *, kernels: str | None = None) -> None:
@@ -136,6 +137,7 @@ class NativePotential:
             model.name, model.elements, float(model.config["cutoff"]), "float32", model.recipe
         )
         self._native = native
+        self.faults = (native.StructureFault, native.Coincidence, native.NotFinite)
         self.kernels = str(self._network.kernels)
 
     @property
@@ -171,21 +173,34 @@ class NativePotential:
                 structure.pbc.tolist(),
                 gradients,
             )
-        except self._native.StructureFault as error:
-            raise StructureError(str(error)) from None
-        except self._native.Coincidence:
-            check_distinct_positions(structure)
-            raise StructureError("two atoms coincide") from None
-        except self._native.NotFinite:
-            raise ModelError(
-                "the energy or a force is not a finite number: the atoms are far outside what the "
-                "model was trained on, or its weights are damaged"
-            ) from None
+        except self.faults as fault:
+            raise self.explained(fault, structure) from None
         return Prediction(
             float(energies.sum()),
             energies,
             force if forces else None,
             _stress(structure, virial) if stress else None,
+        )
+
+    @property
+    def compiled(self) -> Any:
+        """The network as compiled code knows it, for loops that run there."""
+        return self._network
+
+    def explained(self, fault: Exception, structure: Structure) -> EquibitError:
+        """What compiled code found wrong with a structure, as an error that names its atoms.
+
+        Raises:
+            StructureError: naming the atoms that coincide.
+        """
+        if isinstance(fault, self._native.StructureFault):
+            return StructureError(str(fault))
+        if isinstance(fault, self._native.Coincidence):
+            check_distinct_positions(structure)
+            return StructureError("two atoms coincide")
+        return ModelError(
+            "the energy or a force is not a finite number: the atoms are far outside what the "
+            "model was trained on, or its weights are damaged"
         )
 
     def __reduce__(self) -> Any:

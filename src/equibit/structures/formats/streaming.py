@@ -31,6 +31,7 @@ class StructureWriter:
         job: identifies the work; a part file of another job is not continued but replaced.
         format: as in :func:`write_structures`.
         resume: False starts anew.
+        keep: how many structures of the part file to go on from at most; later ones are cut off.
 
     Raises:
         FileFormatError: a format that equibit does not write.
@@ -44,6 +45,7 @@ class StructureWriter:
         job: str = "",
         format: str | None = None,  # noqa: A002
         resume: bool = True,
+        keep: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.format = checked_output_format(path, format)
@@ -51,6 +53,7 @@ class StructureWriter:
         self.part = self.path.with_name(f".{self.path.name}.{digest}.part")
         self.written = 0
         self._resume = resume
+        self._keep = keep
 
     def __enter__(self) -> StructureWriter:
         from equibit.storage import WriteError
@@ -58,7 +61,7 @@ class StructureWriter:
         try:
             end = 0
             if self._resume and self.part.exists():
-                self.written, end = _complete_frames(self.part)
+                self.written, end = _complete_frames(self.part, self._keep)
             for other in self.path.parent.glob(f".{self.path.name}.*.part"):
                 if other != self.part:
                     other.unlink()
@@ -106,11 +109,11 @@ class StructureWriter:
             self.part.unlink()
 
 
-def _complete_frames(part: Path) -> tuple[int, int]:
-    """Number of whole frames of a part file, and the byte where the last of them ends."""
+def _complete_frames(part: Path, most: int | None) -> tuple[int, int]:
+    """Number of whole frames of a part file, at most ``most``, and the byte where the last ends."""
     frames = end = 0
     with part.open("rb") as file:
-        while header := file.readline():
+        while frames != most and (header := file.readline()):
             try:
                 lines = int(header) + _LINES_AROUND_ATOMS - 1
             except ValueError:

@@ -1,0 +1,585 @@
+#include "files/model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <numbers>
+#include <optional>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "files/container.h"
+#include "files/faults.h"
+#include "operations/tensors.h"
+#include "potentials/equivariant_transformer.h"
+
+namespace equibit {
+namespace {
+
+constexpr int64_t kModelVersion = 1;
+constexpr int64_t kMostValues = int64_t{1} << 28;  // of one tensor, unpacked
+
+/// Sizes of a matrix product.
+struct Shape {
+  int64_t out, in;
+};
+
+/// The arrays of the engine, which `Tensors` only points to.
+struct Arrays {
+  Tensors tensors;
+  std::deque<std::vector<float>> floats;
+  std::deque<std::vector<double>> doubles;
+  std::deque<std::vector<int8_t>> bytes;
+  std::deque<std::vector<int32_t>> integers;
+
+  void add(const std::string& name, std::vector<float> values, std::vector<int64_t> shape) {
+    floats.push_back(std::move(values));
+    tensors.add(name, {Tensor::Type::kFloat32, floats.back().data(), std::move(shape)});
+  }
+  void add(const std::string& name, std::vector<double> values, std::vector<int64_t> shape) {
+    doubles.push_back(std::move(values));
+    tensors.add(name, {Tensor::Type::kFloat64, doubles.back().data(), std::move(shape)});
+  }
+  void add(const std::string& name, std::vector<int8_t> values, std::vector<int64_t> shape) {
+    bytes.push_back(std::move(values));
+    tensors.add(name, {Tensor::Type::kInt8, bytes.back().data(), std::move(shape)});
+  }
+  void add(const std::string& name, std::vector<int32_t> values, std::vector<int64_t> shape) {
+    integers.push_back(std::move(values));
+    tensors.add(name, {Tensor::Type::kInt32, integers.back().data(), std::move(shape)});
+  }
+};
+
+[[noreturn]] void unfit(const std::string& what) {
+  throw FileFault("its tensors do not fit together: " + what);
+}
+
+float half(uint16_t bits) {
+  const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
+  double value = exponent == 0    ? std::ldexp(mantissa, -24)
+                 : exponent == 31 ? (mantissa == 0 ? HUGE_VAL : NAN)
+                                  : std::ldexp(1024 + mantissa, exponent - 25);
+  return static_cast<float>((bits & 0x8000) != 0 ? -value : value);
+}
+
+template <typename T>
+std::vector<double> as_doubles(const StoredTensor& tensor) {
+  std::vector<double> values(static_cast<size_t>(tensor.count()));
+  for (size_t k = 0; k < values.size(); ++k) {
+    T value;
+    std::memcpy(&value, tensor.data + k * sizeof(T), sizeof(T));
+    values[k] = static_cast<double>(value);
+  }
+  return values;
+}
+
+std::vector<float> to_floats(const std::vector<double>& values) {
+  return {values.begin(), values.end()};
+}
+
+/// What a recipe says of the layers, as far as the engine asks.
+struct Quantization {
+  const Json* layers;
+  const Json* exponents;
+  std::string name;
+  bool scalars = false, centered = false, vectors = false, local = false;
+  int32_t scalar_bits = 0, magnitude_bits = 0, direction_bits = 0, attention_bits = 0;
+};
+
+int32_t bits(const Json& json, const char* what, int64_t most = 16) {
+  const int64_t value = json.integer(what);
+  if (value < 2 || value > most) throw FileFault(std::string("its ") + what + " are out of range");
+  return static_cast<int32_t>(value);
+}
+
+std::optional<Quantization> quantization_of(const Json* json) {
+  if (json == nullptr || json->is_null()) return std::nullopt;
+  const Json& recipe = json->at("recipe");
+  Quantization q;
+  q.layers = &json->at("layers");
+  q.exponents = &json->at("center_exponents");
+  q.name = recipe.at("name").text("name");
+  const auto refuse = [&](const std::string& part) {
+    throw UnsupportedModel("the engine does not run the recipe " + q.name + " yet (" + part + ")");
+  };
+  const Json& scalars = recipe.at("scalars");
+  if (!scalars.is_null()) {
+    q.scalars = true;
+    q.scalar_bits = bits(scalars.at("bits"), "bits of scalars");
+    q.centered = scalars.at("centered").boolean("centered");
+    const std::string& scale = scalars.at("scale").text("scale");
+    if (scale != "dynamic") refuse("scalars of scale " + scale);
+  }
+  const Json& vectors = recipe.at("vectors");
+  const std::string& codec = vectors.at("codec").text("codec");
+  if (codec == "mddq") {
+    q.vectors = true;
+    q.magnitude_bits = bits(vectors.at("magnitude_bits"), "magnitude bits");
+    q.direction_bits = bits(vectors.at("direction_bits"), "direction bits");
+    const std::string& scale = vectors.at("scale").text("scale");
+    if (scale != "dynamic") refuse("vectors of scale " + scale);
+  } else if (codec != "identity") {
+    refuse("vectors of codec " + codec);
+  }
+  q.local = vectors.at("frame").text("frame") == "local";
+  const Json& attention = recipe.at("attention_bits");
+  if (!attention.is_null()) q.attention_bits = bits(attention, "attention bits");
+  return q;
+}
+
+class Source {
+ public:
+  Source(const Container& container, const Quantization* quantization)
+      : tensors_(container.tensors()), quantization_(quantization) {}
+
+  const Quantization* quantization() const { return quantization_; }
+
+  std::vector<double> doubles(const std::string& name) const {
+    const StoredTensor& tensor = find(name);
+    if (tensor.type == "float64") return as_doubles<double>(tensor);
+    if (tensor.type == "float32") return as_doubles<float>(tensor);
+    if (tensor.type == "int8") return as_doubles<int8_t>(tensor);
+    if (tensor.type == "float16") {
+      std::vector<double> values = as_doubles<uint16_t>(tensor);
+      for (double& value : values) value = half(static_cast<uint16_t>(value));
+      return values;
+    }
+    unfit(name + " is of type " + tensor.type);
+  }
+  std::vector<float> floats(const std::string& name) const { return to_floats(doubles(name)); }
+  const std::vector<int64_t>& shape(const std::string& name) const { return find(name).shape; }
+  bool has(const std::string& name) const { return tensors_.count(name) != 0; }
+
+  const Json* layer(const std::string& name) const {
+    return quantization_ == nullptr ? nullptr : quantization_->layers->find(name);
+  }
+  bool rounds_inputs(const std::string& name) const {
+    const Json* entry = layer(name);
+    if (entry == nullptr) return false;
+    const Json* only = entry->find("weight_only");
+    return only == nullptr || !only->boolean("weight_only");
+  }
+
+  struct Codes {
+    Shape shape;
+    std::vector<int8_t> codes;  // [out, in]
+    std::vector<float> steps;   // [out, groups]
+    int64_t groups, group;
+  };
+  Codes codes(const std::string& name) const {
+    const Json& entry = *layer(name);
+    Codes result;
+    result.shape = shape_of(entry, name);
+    const auto [out, in] = result.shape;
+    const int32_t width = bits(entry.at("bits"), "bits", 8);
+    const StoredTensor& packed = find(name + ".codes");
+    if (packed.type != "uint8" || packed.count() != (out * in * width + 7) / 8) {
+      unfit(name + ".codes cannot hold " + std::to_string(out * in) + " codes");
+    }
+    result.codes.resize(static_cast<size_t>(out * in));
+    for (size_t k = 0; k < result.codes.size(); ++k) {
+      int value = 0;
+      for (int32_t bit = 0; bit < width; ++bit) {
+        const size_t at = k * static_cast<size_t>(width) + static_cast<size_t>(bit);
+        value |= (std::to_integer<int>(packed.data[at / 8]) >> (at % 8) & 1) << bit;
+      }
+      const int top = 1 << (width - 1);
+      result.codes[k] = static_cast<int8_t>((value ^ top) - top);
+    }
+    const std::string& granularity = entry.at("granularity").text("granularity");
+    const int64_t size = entry.at("group_size").integer("group_size");
+    if (size < 2) unfit(name + " has groups of " + std::to_string(size));
+    result.group = std::max<int64_t>(granularity == "group" ? std::min(size, in) : in, 2);
+    result.groups = granularity == "group" ? (in + result.group - 1) / result.group : 1;
+    std::vector<float> steps = steps_of(entry, name);
+    if (granularity == "tensor" && steps.size() == 1) {
+      steps.assign(static_cast<size_t>(out), steps[0]);
+    }
+    if (static_cast<int64_t>(steps.size()) != out * result.groups) {
+      unfit(name + ".steps has " + std::to_string(steps.size()) + " steps");
+    }
+    result.steps = std::move(steps);
+    return result;
+  }
+
+  /// The weight as the network uses it, [out, in], and its sizes.
+  std::pair<std::vector<float>, Shape> weight(const std::string& name) const {
+    if (layer(name) == nullptr) {
+      const auto& axes = shape(name + ".weight");
+      if (axes.size() != 2) unfit(name + ".weight is no matrix");
+      return {floats(name + ".weight"), {axes[0], axes[1]}};
+    }
+    const Codes c = codes(name);
+    std::vector<float> values(c.codes.size());
+    for (int64_t o = 0; o < c.shape.out; ++o) {
+      for (int64_t k = 0; k < c.shape.in; ++k) {
+        const int64_t step = o * c.groups + (c.groups > 1 ? k / c.group : 0);
+        values[static_cast<size_t>(o * c.shape.in + k)] =
+            c.codes[static_cast<size_t>(o * c.shape.in + k)] * c.steps[static_cast<size_t>(step)];
+      }
+    }
+    return {std::move(values), c.shape};
+  }
+
+  /// Mean inputs by species, [species, in].
+  std::vector<float> centers(const std::string& name) const {
+    const std::string key = name + ".input_quantizer.centers";
+    const int64_t exponent = quantization_->exponents->at(key).integer("a centre's exponent");
+    if (std::abs(exponent) > 126) throw FileFault("its centres are out of range");
+    std::vector<double> values = doubles(key);
+    for (double& value : values) value = std::ldexp(value, static_cast<int>(exponent));
+    return to_floats(values);
+  }
+
+ private:
+  const StoredTensor& find(const std::string& name) const {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) throw FileFault("the tensor " + name + " is missing");
+    if (found->second.count() > kMostValues) unfit(name + " is larger than any of a model");
+    return found->second;
+  }
+
+  static Shape shape_of(const Json& entry, const std::string& name) {
+    const auto& axes = entry.at("shape").list("shape");
+    if (axes.size() != 2) unfit(name + " is no matrix");
+    const int64_t out = axes[0].integer("shape"), in = axes[1].integer("shape");
+    if (out < 1 || in < 1 || out > kMostValues / in) unfit(name + " has an impossible shape");
+    return {out, in};
+  }
+
+  std::vector<float> steps_of(const Json& entry, const std::string& name) const {
+    const std::string& format = entry.at("step_format").text("step_format");
+    if (format != "log2") return floats(name + ".steps");
+    const StoredTensor& stored = find(name + ".steps");
+    if (stored.type != "uint8") unfit(name + ".steps is of type " + stored.type);
+    const int64_t first = entry.at("first_step").integer("first_step");
+    if (std::abs(first) > 4096) unfit(name + ".steps are out of range");
+    std::vector<float> steps;
+    for (int64_t k = 0; k < stored.count(); ++k) {
+      const int64_t index = std::to_integer<int64_t>(stored.data[k]) + first;
+      const int64_t sixteenth = ((index % 16) + 16) % 16;
+      const double mantissa = std::pow(2.0, static_cast<double>(sixteenth) / 16.0);
+      steps.push_back(static_cast<float>(
+          std::ldexp(mantissa, static_cast<int>((index - sixteenth) / 16))));
+    }
+    return steps;
+  }
+
+  const std::map<std::string, StoredTensor>& tensors_;
+  const Quantization* quantization_;
+};
+
+void add_norm(Arrays& arrays, const Source& source, const std::string& name) {
+  for (const char* part : {".weight", ".bias"}) {
+    arrays.add(name + part, source.floats(name + part), source.shape(name + part));
+  }
+}
+
+/// Products of one input as one product; parts without a bias get zeros.
+void add_product(Arrays& arrays, const Source& source, const std::string& name,
+                 const std::vector<std::string>& parts) {
+  std::vector<float> weight;
+  std::vector<double> bias;
+  int64_t in = 0, out = 0;
+  std::set<bool> rounded;
+  for (const std::string& part : parts) {
+    auto [values, shape] = source.weight(part);
+    if (in != 0 && shape.in != in) unfit(part + " and its neighbours differ in inputs");
+    in = shape.in;
+    out += shape.out;
+    weight.insert(weight.end(), values.begin(), values.end());
+    std::vector<double> own(static_cast<size_t>(shape.out), 0.0);
+    if (source.has(part + ".bias")) own = source.doubles(part + ".bias");
+    if (static_cast<int64_t>(own.size()) != shape.out) unfit(part + ".bias");
+    bias.insert(bias.end(), own.begin(), own.end());
+    rounded.insert(source.rounds_inputs(part));
+  }
+  if (rounded.size() > 1) throw UnsupportedModel("the engine needs " + name + " quantised alike");
+  const Quantization* q = source.quantization();
+  if (*rounded.begin() && q != nullptr && q->scalars) {
+    std::vector<int8_t> codes;
+    std::vector<float> steps;
+    int64_t groups = 0, group = 0;
+    for (const std::string& part : parts) {
+      const Source::Codes c = source.codes(part);
+      if (group != 0 && (c.group != group || c.groups != groups)) {
+        throw UnsupportedModel("the engine needs one group size for " + name);
+      }
+      group = c.group;
+      groups = c.groups;
+      codes.insert(codes.end(), c.codes.begin(), c.codes.end());
+      steps.insert(steps.end(), c.steps.begin(), c.steps.end());
+    }
+    arrays.add(name + ".codes", std::move(codes), {out, in});
+    arrays.add(name + ".steps", std::move(steps), {out, groups});
+    arrays.add(name + ".group", std::vector<int32_t>{static_cast<int32_t>(group)}, {1});
+    arrays.add(name + ".bits", std::vector<int32_t>{q->scalar_bits}, {1});
+    if (q->centered) {
+      const std::vector<float> centers = source.centers(parts[0]);
+      for (const std::string& part : parts) {
+        if (source.centers(part) != centers) {
+          throw UnsupportedModel("the engine needs one centre for the inputs of " + name);
+        }
+      }
+      const auto species = static_cast<int64_t>(centers.size()) / in;
+      if (species * in != static_cast<int64_t>(centers.size())) unfit(name + " has odd centres");
+      std::vector<float> biases;
+      for (int64_t z = 0; z < species; ++z) {
+        for (int64_t o = 0; o < out; ++o) {
+          double sum = bias[static_cast<size_t>(o)];
+          for (int64_t k = 0; k < in; ++k) {
+            sum += static_cast<double>(centers[static_cast<size_t>(z * in + k)]) *
+                   weight[static_cast<size_t>(o * in + k)];
+          }
+          biases.push_back(static_cast<float>(sum));
+        }
+      }
+      arrays.add(name + ".centers", centers, {species, in});
+      arrays.add(name + ".bias", std::move(biases), {species, out});
+      arrays.add(name + ".weight", std::move(weight), {out, in});
+      return;
+    }
+  }
+  arrays.add(name + ".bias", to_floats(bias), {out});
+  arrays.add(name + ".weight", std::move(weight), {out, in});
+}
+
+/// Coupling tensors of real harmonics, ∝ ∫ Y_m Y_n Y_k dΩ, with Σ_mn C_mnk² = 1; see
+/// `equibit.engine.couplings`.
+class Couplings {
+ public:
+  Couplings() {
+    // Gauss–Legendre nodes by Newton's method; exact for three harmonics of degree 3.
+    for (int k = 0; k < kNodes; ++k) {
+      double z = std::cos(std::numbers::pi * (k + 0.75) / (kNodes + 0.5)), slope = 1.0;
+      for (int round = 0; round < 50; ++round) {
+        double before = 1.0, p = z;
+        for (int n = 2; n <= kNodes; ++n) {
+          const double next = ((2 * n - 1) * z * p - (n - 1) * before) / n;
+          before = p;
+          p = next;
+        }
+        slope = kNodes * (z * p - before) / (z * z - 1.0);
+        z -= p / slope;
+      }
+      const double weight = 2.0 / ((1.0 - z * z) * slope * slope);
+      for (int phi = 0; phi < 2 * kNodes; ++phi) {
+        const double angle = phi * std::numbers::pi / kNodes, r = std::sqrt(1.0 - z * z);
+        points_.push_back({r * std::cos(angle), r * std::sin(angle), z});
+        weights_.push_back(weight);
+      }
+    }
+  }
+
+  /// [2ℓ1+1][2ℓ2+1][2ℓ3+1]
+  std::vector<double> tensor(int l1, int l2, int l3) const {
+    const int n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, n3 = 2 * l3 + 1;
+    std::vector<double> gaunt(static_cast<size_t>(n1 * n2 * n3), 0.0);
+    for (size_t p = 0; p < points_.size(); ++p) {
+      const auto a = harmonics(l1, points_[p]), b = harmonics(l2, points_[p]),
+                 c = harmonics(l3, points_[p]);
+      size_t at = 0;
+      for (int m = 0; m < n1; ++m) {
+        for (int n = 0; n < n2; ++n) {
+          const double both = weights_[p] * a[static_cast<size_t>(m)] * b[static_cast<size_t>(n)];
+          for (int k = 0; k < n3; ++k) gaunt[at++] += both * c[static_cast<size_t>(k)];
+        }
+      }
+    }
+    double largest = 0.0;
+    for (double value : gaunt) largest = std::max(largest, std::abs(value));
+    std::vector<double> square(static_cast<size_t>(n3), 0.0);
+    for (size_t at = 0; at < gaunt.size(); ++at) {
+      if (std::abs(gaunt[at]) < 1e-12 * largest) gaunt[at] = 0.0;
+      square[at % static_cast<size_t>(n3)] += gaunt[at] * gaunt[at];
+    }
+    for (size_t at = 0; at < gaunt.size(); ++at) {
+      gaunt[at] /= std::sqrt(square[at % static_cast<size_t>(n3)]);
+    }
+    return gaunt;
+  }
+
+ private:
+  static constexpr int kNodes = 8;
+
+  /// Real harmonics, m = −ℓ … ℓ, of one norm for all m.
+  static std::array<double, 7> harmonics(int degree, const std::array<double, 3>& r) {
+    const auto [x, y, z] = r;
+    const double s3 = std::sqrt(3.0), s6 = std::sqrt(6.0), s10 = std::sqrt(10.0),
+                 s15 = std::sqrt(15.0);
+    if (degree == 1) return {y, z, x};
+    if (degree == 2) {
+      return {s3 * x * y, s3 * y * z, 0.5 * (3 * z * z - 1), s3 * x * z, 0.5 * s3 * (x * x - y * y)};
+    }
+    return {s10 / 4 * y * (3 * x * x - y * y), s15 * x * y * z, s6 / 4 * y * (5 * z * z - 1),
+            0.5 * z * (5 * z * z - 3),         s6 / 4 * x * (5 * z * z - 1),
+            s15 / 2 * z * (x * x - y * y),     s10 / 4 * x * (x * x - 3 * y * y)};
+  }
+
+  std::vector<std::array<double, 3>> points_;
+  std::vector<double> weights_;
+};
+
+/// Channels by degree of irreps such as 64x0e+32x1o.
+std::vector<int> channels_of(const std::string& irreps) {
+  std::vector<int> channels;
+  std::string_view rest = irreps;
+  while (!rest.empty()) {
+    const std::string_view term = rest.substr(0, rest.find('+'));
+    rest = term.size() < rest.size() ? rest.substr(term.size() + 1) : std::string_view();
+    const size_t cross = term.find('x');
+    int count = 0;
+    for (size_t k = 0; k < cross && cross != term.npos && k < 6; ++k) {
+      if (term[k] < '0' || term[k] > '9') throw FileFault("its irreps are not usable: " + irreps);
+      count = 10 * count + (term[k] - '0');
+    }
+    if (cross == term.npos || cross == 0 || cross > 6 || term.size() != cross + 3 ||
+        term[cross + 1] != static_cast<char>('0' + channels.size()) || channels.size() > kMaxDegree) {
+      throw FileFault("its irreps are not usable: " + irreps);
+    }
+    channels.push_back(count);
+  }
+  for (size_t degree = 2; degree < channels.size(); ++degree) {
+    if (channels[degree] != channels[1]) {
+      throw UnsupportedModel("the engine needs degrees above 0 of one width: " + irreps);
+    }
+  }
+  if (channels.empty()) throw FileFault("its irreps are empty");
+  return channels;
+}
+
+int small(const Json& json, const char* what) {
+  const int64_t value = json.integer(what);
+  if (value < 0 || value > 1 << 20) throw FileFault(std::string("its ") + what + " is out of range");
+  return static_cast<int>(value);
+}
+
+Arrays arrays_of(const TransformerConfig& config, const Source& source) {
+  Arrays arrays;
+  for (const char* name : {"energy_scale", "energy_shift"}) {
+    arrays.add(name, source.doubles(name), source.shape(name));
+  }
+  arrays.add("embedding", source.floats("embedding.weight"), source.shape("embedding.weight"));
+  const std::vector<double> projection = source.doubles("basis.projection");
+  const auto& projection_shape = source.shape("basis.projection");
+  if (projection_shape.size() != 2) unfit("basis.projection is no matrix");
+  const int64_t splines = projection_shape[0], functions = projection_shape[1];
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const std::string attend = "attention." + std::to_string(layer);
+    const std::string update = "update." + std::to_string(layer);
+    add_norm(arrays, source, attend + ".norm");
+    add_product(arrays, source, attend + ".qkv",
+                {attend + ".query", attend + ".key", attend + ".value"});
+    if (config.robust) {
+      const std::string name = attend + ".attention.temperature";
+      arrays.add(attend + ".temperature", source.floats(name), source.shape(name));
+    }
+    const auto [filter, shape] = source.weight(attend + ".filter");
+    if (shape.in != functions) unfit(attend + ".filter and basis.projection differ");
+    if (splines > kMostValues / std::max<int64_t>(shape.out, 1)) unfit(attend + ".filter is too large");
+    std::vector<float> table;
+    for (int64_t s = 0; s < splines; ++s) {
+      for (int64_t o = 0; o < shape.out; ++o) {
+        double sum = 0.0;
+        for (int64_t f = 0; f < functions; ++f) {
+          sum += projection[static_cast<size_t>(s * functions + f)] *
+                 filter[static_cast<size_t>(o * functions + f)];
+        }
+        table.push_back(static_cast<float>(sum));
+      }
+    }
+    arrays.add(attend + ".table", std::move(table), {splines, shape.out});
+    add_product(arrays, source, attend + ".output", {attend + ".output"});
+    add_norm(arrays, source, update + ".norm");
+    for (int degree = 1; degree <= config.max_degree; ++degree) {
+      const std::string name = update + ".mix." + std::to_string(degree);
+      auto [weight, sizes] = source.weight(name);
+      arrays.add(name + ".weight", std::move(weight), {sizes.out, sizes.in});
+      const Quantization* q = source.quantization();
+      if (q != nullptr && q->vectors && source.layer(name) != nullptr) {
+        arrays.add(name + ".vector",
+                   std::vector<int32_t>{(1 << q->magnitude_bits) - 1,
+                                        (1 << (q->direction_bits - 1)) - 1},
+                   {2});
+      }
+    }
+    if (config.max_degree > 1 && layer < config.layers - 1) {
+      const std::string name = update + ".products.weight";
+      arrays.add(update + ".products", source.floats(name), source.shape(name));
+    }
+    add_product(arrays, source, update + ".hidden", {update + ".hidden"});
+    add_product(arrays, source, update + ".output", {update + ".output"});
+  }
+  add_norm(arrays, source, "head.norm");
+  for (const std::string part : {"head.hidden", "head.output"}) {
+    auto [weight, sizes] = source.weight(part);
+    arrays.add(part + ".weight", std::move(weight), {sizes.out, sizes.in});
+    arrays.add(part + ".bias", source.floats(part + ".bias"), source.shape(part + ".bias"));
+  }
+  if (config.max_degree > 1) {
+    const Couplings couplings;
+    for (int l1 = 1; l1 <= config.max_degree; ++l1) {
+      for (int l2 = 1; l2 <= config.max_degree; ++l2) {
+        for (int l3 = 1; l3 <= config.max_degree; ++l3) {
+          if (l3 < std::abs(l1 - l2) || l3 > l1 + l2 || (l1 + l2 + l3) % 2 != 0) continue;
+          arrays.add("coupling." + std::to_string(l1) + "." + std::to_string(l2) + "." +
+                         std::to_string(l3),
+                     couplings.tensor(l1, l2, l3), {2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1});
+        }
+      }
+    }
+  }
+  return arrays;
+}
+
+}  // namespace
+
+LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
+  const Container container(std::move(bytes), "model", kModelVersion);
+  const Json& header = container.header();
+  const Json& network = header.at("network");
+  const std::string& architecture = network.at("architecture").text("architecture");
+  if (architecture != "equivariant_transformer") {
+    throw UnsupportedModel("the engine does not run the network " + architecture + " yet");
+  }
+  const std::vector<int> channels = channels_of(network.at("irreps").text("irreps"));
+  LoadedModel model;
+  model.name = header.at("name").text("name");
+  for (const Json& element : network.at("elements").list("elements")) {
+    const int number = small(element, "elements");
+    if (number < 1 || number > 118 ||
+        (!model.elements.empty() && number <= model.elements.back())) {
+      throw FileFault("its elements are not ascending atomic numbers");
+    }
+    model.elements.push_back(number);
+  }
+  const std::optional<Quantization> quantization = quantization_of(header.find("quantization"));
+  const Quantization* q = quantization ? &*quantization : nullptr;
+  model.recipe = q == nullptr ? "fp32" : q->name;
+  const bool rounded = q != nullptr && q->vectors;
+  const TransformerConfig config{
+      .elements = static_cast<int>(model.elements.size()),
+      .layers = small(network.at("layers"), "layers"),
+      .heads = small(network.at("heads"), "heads"),
+      .scalars = channels[0],
+      .channels = channels.size() > 1 ? channels[1] : 0,
+      .max_degree = static_cast<int>(channels.size()) - 1,
+      .hidden = static_cast<int>(std::min<int64_t>(
+          int64_t{small(network.at("hidden"), "hidden")} * channels[0], 1 << 20)),
+      .splines = small(network.at("splines"), "splines"),
+      .cutoff = network.at("cutoff").number("cutoff"),
+      .softmax = network.at("attention").text("attention") == "softmax",
+      .robust = network.at("robust_attention").boolean("robust_attention"),
+      .attention_highest =
+          q == nullptr || q->attention_bits == 0 ? 0 : (1 << (q->attention_bits - 1)) - 1,
+      .local_frames = rounded && q->local,
+      .orient = !rounded || q->local};
+  const Arrays arrays = arrays_of(config, Source(container, q));
+  model.network = std::make_unique<EquivariantTransformer>(config, arrays.tensors, kernels);
+  return model;
+}
+
+}  // namespace equibit
