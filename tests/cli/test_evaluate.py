@@ -1,33 +1,37 @@
-"""``equibit evaluate`` from the command line, with toys in the place of networks."""
+"""``equibit evaluate`` from the command line, on small networks."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tests.evaluation.toy import MorsePotential, labelled
+from tests.networks.test_equivariant_transformer import tiny_network
+from tests.quantization.test_contract import quantized
 
-import equibit.evaluation.files
 from equibit.cli.main import main
-from equibit.storage import write_container
+from equibit.models.files import save_model
 from equibit.structures.formats.api import write_structures
 
 
-def _load(name: str, dtype: str | None = None) -> MorsePotential:
-    tilt = 1e-3 if "w4a8" in str(name) else 0.0
-    return MorsePotential(name=Path(name).stem, dtype=dtype or "float32", tilt=tilt)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network and its low-bit form."""
+    folder = tmp_path_factory.mktemp("models")
+    network = tiny_network()
+    save_model(folder / "fp32.safetensors", network, name="fp32", training={})
+    save_model(folder / "w4a8.safetensors", quantized("w4a8", network), name="w4a8", training={})
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two model files and a data file, in the working directory."""
-    monkeypatch.setattr(equibit.evaluation.files, "load_potential", _load)
     monkeypatch.chdir(tmp_path)
-    for name in ("w4a8", "fp32"):
-        weights = {"head.weight": np.zeros((8, 8), np.float32)}
-        write_container(tmp_path / f"{name}.safetensors", weights, {"kind": "model"})
+    for model in models.iterdir():
+        shutil.copy(model, tmp_path)
     write_structures(tmp_path / "data.xyz", labelled(MorsePotential(depth=1.01), 12))
     return tmp_path
 
@@ -45,10 +49,13 @@ def test_writes_tables_json_and_report(folder: Path, capsys: pytest.CaptureFixtu
     result = json.loads((folder / "out" / "evaluation.json").read_text())
     assert result["data"]["n_structures"] == 6
     assert result["parent"]["info"]["name"] == "fp32"
-    assert set(result["floors"]) == {"FP32 parent", "FP64 parent", "FP64 model"}
+    plain = {"FP32 parent, not oriented", "model, not oriented"}
+    assert set(result["floors"]) == {"FP32 parent", "FP64 parent", "FP64 model", *plain}
     assert result["floors"]["FP64 parent"]["forces"]["maximum"] < 1e-9
-    assert result["equivariance"]["forces"]["mean"] > 0.1
-    assert result["size"]["file_ratio"] == 1.0
+    assert result["floors"]["model, not oriented"]["forces"]["mean"] > 1e-4
+    assert result["size"]["file_ratio"] > 1.0
+    kinds = {use["kind"] for use in result["codes"]}
+    assert kinds == {"weight", "activation", "magnitude", "direction"}
     report = (folder / "out" / "report.html").read_text()
     assert "w4a8 on data.xyz" in report
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from equibit.evaluation.activations import activation_code_use
 from equibit.evaluation.batches import DEFAULT_BATCH_SIZE, Progress, silent
 from equibit.evaluation.equivariance import DEFAULT_ROTATIONS
 from equibit.evaluation.evaluate import DEFAULT_ROTATED_STRUCTURES, Evaluation, evaluate
 from equibit.evaluation.size import measure_size, weight_code_use
 from equibit.models import load_potential, resolve_model
 from equibit.structures.structure import Structure
+
+CODE_STRUCTURES = 16  # show how the activations' codes are used
 
 
 def evaluate_model(
@@ -78,6 +81,9 @@ def evaluate_model(
         split=split,
         subset=subset,
         size=measure_size(model_file, parent=parent_file),
-        codes=weight_code_use(model_file),
+        codes=[
+            *weight_code_use(model_file),
+            *activation_code_use(potential, structures[:CODE_STRUCTURES]),
+        ],
         progress=progress,
     )

@@ -30,7 +30,7 @@ from equibit.structures.structure import FloatArray
 _LAYER_INDEX = re.compile(r"\.\d+")
 MAX_SCATTER = 1500
 MAX_PARTS = 14
-MAX_CODE_PLOTS = 12
+MAX_CODE_PLOTS = 12  # of weights, and as many of activations
 WORST = 5
 
 
@@ -90,6 +90,7 @@ def render_report(evaluation: Evaluation) -> str:
     )
     environment.filters["number"] = number
     environment.filters["bytes"] = byte_count
+    shown_codes = _shown_codes(evaluation.codes)
     template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
     return template.render(
         style=(folder / "report.css").read_text(encoding="utf-8"),
@@ -101,8 +102,8 @@ def render_report(evaluation: Evaluation) -> str:
         accuracy=_accuracy_plots(evaluation),
         worst=_worst(evaluation),
         size_plot=_size_plot(evaluation.size),
-        codes=[(use, _code_plot(use)) for use in evaluation.codes[:MAX_CODE_PLOTS]],
-        more_codes=max(0, len(evaluation.codes) - MAX_CODE_PLOTS),
+        codes=[(use, _code_plot(use)) for use in shown_codes],
+        more_codes=len(evaluation.codes) - len(shown_codes),
         latency_plot=_latency_plot(evaluation),
     )
 
@@ -444,6 +445,13 @@ def _size_plot(size: ModelSize | None) -> Plot | None:
         ],
         "Layers of one kind are added up; steps, centres and biases are counted with their layer.",
     )
+
+
+def _shown_codes(codes: Sequence[CodeUse]) -> list[CodeUse]:
+    """The first weights and the first activations."""
+    weights = [use for use in codes if use.kind == "weight"]
+    activations = [use for use in codes if use.kind != "weight"]
+    return weights[:MAX_CODE_PLOTS] + activations[:MAX_CODE_PLOTS]
 
 
 def _code_plot(use: CodeUse) -> str:

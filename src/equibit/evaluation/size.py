@@ -187,7 +187,7 @@ class CodeUse(Record):
 
     Attributes:
         name: of the layer or activation.
-        kind: ``weight``, ``activation``, ``magnitude`` or ``direction``.
+        kind: ``weight``, ``activation``, ``vector component``, ``magnitude`` or ``direction``.
         bits: width of a code.
         codes: values, ascending. Shape: [n_codes].
         counts: occurrences. Shape: [n_codes].
