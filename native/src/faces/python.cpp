@@ -15,62 +15,15 @@
 #include <optional>
 #include <vector>
 
+#include "files/container.h"
+#include "files/faults.h"
+#include "kernels/kernels.h"
 #include "operations/evaluator.h"
 #include "operations/faults.h"
-#include "potentials/equivariant_transformer.h"
+#include "operations/tensors.h"
 
 namespace equibit {
 namespace {
-
-Tensors tensors_of(const nb::dict& arrays) {
-  using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-  Tensors tensors;
-  for (const auto& [key, value] : arrays) {
-    const auto name = nb::cast<std::string>(key);
-    const auto array = nb::cast<Array>(value);
-    Tensor tensor{};
-    tensor.data = array.data();
-    for (size_t axis = 0; axis < array.ndim(); ++axis) {
-      tensor.shape.push_back(static_cast<int64_t>(array.shape(axis)));
-    }
-    if (array.dtype() == nb::dtype<float>()) {
-      tensor.type = Tensor::Type::kFloat32;
-    } else if (array.dtype() == nb::dtype<double>()) {
-      tensor.type = Tensor::Type::kFloat64;
-    } else if (array.dtype() == nb::dtype<int8_t>()) {
-      tensor.type = Tensor::Type::kInt8;
-    } else if (array.dtype() == nb::dtype<int32_t>()) {
-      tensor.type = Tensor::Type::kInt32;
-    } else {
-      throw ModelFault("the tensor " + name + " has a type that the engine does not read");
-    }
-    tensors.add(name, std::move(tensor));
-  }
-  return tensors;
-}
-
-template <typename T>
-T field(const nb::dict& config, const char* name) {
-  if (!config.contains(name)) throw ModelFault(std::string("the configuration lacks ") + name);
-  return nb::cast<T>(config[name]);
-}
-
-TransformerConfig transformer_config(const nb::dict& config) {
-  return {.elements = field<int>(config, "elements"),
-          .layers = field<int>(config, "layers"),
-          .heads = field<int>(config, "heads"),
-          .scalars = field<int>(config, "scalars"),
-          .channels = field<int>(config, "channels"),
-          .max_degree = field<int>(config, "max_degree"),
-          .hidden = field<int>(config, "hidden"),
-          .splines = field<int>(config, "splines"),
-          .cutoff = field<double>(config, "cutoff"),
-          .softmax = field<bool>(config, "softmax"),
-          .robust = field<bool>(config, "robust"),
-          .attention_highest = field<int>(config, "attention_highest"),
-          .local_frames = field<bool>(config, "local_frames"),
-          .orient = field<bool>(config, "orient")};
-}
 
 const Kernels& kernels_named(const std::optional<std::string>& name) {
   if (!name) return best_kernels();
@@ -82,10 +35,10 @@ const Kernels& kernels_named(const std::optional<std::string>& name) {
 }
 
 /// Python takes ownership.
-Model* equivariant_transformer(const nb::dict& config, const nb::dict& arrays,
-                               const std::optional<std::string>& kernels) {
-  return new Model(std::make_unique<EquivariantTransformer>(
-      transformer_config(config), tensors_of(arrays), kernels_named(kernels)));
+Model* load(const std::string& path, const std::optional<std::string>& kernels) {
+  const Kernels& table = kernels_named(kernels);
+  const nb::gil_scoped_release release;
+  return new Model(load_model(read_file(path), table));
 }
 
 int64_t checked_atoms(const Network& network, const Species& species) {
@@ -115,7 +68,7 @@ Cell cell_of(const std::optional<Lattice>& cell, std::array<bool, 3> periodic) {
 nb::tuple Model::compute(const Species& species, const Positions& positions,
                          const std::optional<Lattice>& cell, std::array<bool, 3> periodic,
                          bool gradients) const {
-  const auto n = checked_atoms(*network_, species);
+  const auto n = checked_atoms(network(), species);
   if (static_cast<int64_t>(positions.shape(0)) != n) {
     throw nb::value_error("positions and species differ in length");
   }
@@ -126,10 +79,10 @@ nb::tuple Model::compute(const Species& species, const Positions& positions,
   double* virial = gradients ? results + 4 * n : nullptr;
   {
     const nb::gil_scoped_release release;
-    const Scratch::Lease scratch = scratch_.borrow(network_->cutoff());
+    const Scratch::Lease scratch = scratch_.borrow(network().cutoff());
     PairList pairs = scratch->neighbors.find(n, positions.data(), lattice, scratch->workspace);
     const Outputs outputs{results, forces, virial};
-    network_->compute(pairs, species.data(), scratch->workspace, outputs);
+    network().compute(pairs, species.data(), scratch->workspace, outputs);
     check_finite(n, outputs);
   }
   const auto size = static_cast<size_t>(n);
@@ -140,6 +93,8 @@ nb::tuple Model::compute(const Species& species, const Positions& positions,
 }
 
 NB_MODULE(_native, m) {
+  nb::exception<FileFault>(m, "FileFault", PyExc_ValueError);
+  nb::exception<UnsupportedModel>(m, "UnsupportedModel", PyExc_ValueError);
   nb::exception<ModelFault>(m, "ModelFault", PyExc_ValueError);
   nb::exception<StructureFault>(m, "StructureFault", PyExc_ValueError);
   nb::exception<Coincidence>(m, "Coincidence", PyExc_ValueError);
@@ -154,11 +109,15 @@ NB_MODULE(_native, m) {
   });
 
   nb::class_<Model>(m, "Model")
+      .def_prop_ro("name", [](const Model& model) { return model.about().name; })
+      .def_prop_ro("recipe", [](const Model& model) { return model.about().recipe; })
+      .def_prop_ro("elements", [](const Model& model) { return model.about().elements; })
+      .def_prop_ro("cutoff", [](const Model& model) { return model.network().cutoff(); })
       .def_prop_ro("kernels", [](const Model& model) { return model.network().kernels_name(); })
       .def("compute", &Model::compute, nb::arg("species"), nb::arg("positions"), nb::arg("cell"),
            nb::arg("periodic"), nb::arg("gradients"));
-  m.def("equivariant_transformer", &equivariant_transformer, nb::rv_policy::take_ownership,
-        nb::arg("config"), nb::arg("arrays"), nb::arg("kernels") = nb::none());
+  m.def("load", &load, nb::rv_policy::take_ownership, nb::arg("path"),
+        nb::arg("kernels") = nb::none());
   bind_dynamics(m);
 }
 

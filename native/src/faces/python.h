@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "files/model.h"
 #include "operations/neighbors.h"
 #include "operations/network.h"
 #include "operations/workspace.h"
@@ -68,12 +69,13 @@ class Scratch {
   std::vector<std::unique_ptr<One>> free_;
 };
 
-/// A network as Python holds it.
+/// A model as Python holds it.
 class Model {
  public:
-  explicit Model(std::unique_ptr<const Network> network) : network_(std::move(network)) {}
+  explicit Model(LoadedModel model) : model_(std::move(model)) {}
 
-  const Network& network() const { return *network_; }
+  const LoadedModel& about() const { return model_; }
+  const Network& network() const { return *model_.network; }
 
   /// Atomic energies, forces and virial, the last two None without gradients.
   nb::tuple compute(const Species& species, const Positions& positions,
@@ -81,7 +83,7 @@ class Model {
                     bool gradients) const;
 
  private:
-  std::unique_ptr<const Network> network_;
+  LoadedModel model_;
   mutable Scratch scratch_;
 };
 

@@ -75,7 +75,8 @@ std::string digest_of(std::string_view body, const std::map<std::string, StoredT
   for (const auto& [name, tensor] : tensors) {
     std::string line = "\n" + name + " " + tensor.type + " ";
     for (size_t axis = 0; axis < tensor.shape.size(); ++axis) {
-      line += (axis > 0 ? "," : "") + std::to_string(tensor.shape[axis]);
+      if (axis > 0) line += ',';
+      line += std::to_string(tensor.shape[axis]);
     }
     line += "\n";
     sha.update(line.data(), line.size());

@@ -22,6 +22,8 @@ namespace {
 constexpr int64_t kModelVersion = 1;
 constexpr int64_t kMostValues = int64_t{1} << 28;  // of one tensor, unpacked
 
+constexpr int32_t kVectorBits = 24;            // of the components of rounded vectors, multiplied out
+
 /// Sizes of a matrix product.
 struct Shape {
   int64_t out, in;
@@ -278,6 +280,30 @@ void add_norm(Arrays& arrays, const Source& source, const std::string& name) {
   }
 }
 
+/// The codes of products of one input, whose inputs are rounded to so many bits.
+void add_codes(Arrays& arrays, const Source& source, const std::string& name,
+               const std::vector<std::string>& parts, int32_t input_bits) {
+  std::vector<int8_t> codes;
+  std::vector<float> steps;
+  int64_t in = 0, out = 0, groups = 0, group = 0;
+  for (const std::string& part : parts) {
+    const Source::Codes c = source.codes(part);
+    if (group != 0 && (c.group != group || c.groups != groups)) {
+      throw UnsupportedModel("the engine needs one group size for " + name);
+    }
+    in = c.shape.in;
+    out += c.shape.out;
+    group = c.group;
+    groups = c.groups;
+    codes.insert(codes.end(), c.codes.begin(), c.codes.end());
+    steps.insert(steps.end(), c.steps.begin(), c.steps.end());
+  }
+  arrays.add(name + ".codes", std::move(codes), {out, in});
+  arrays.add(name + ".steps", std::move(steps), {out, groups});
+  arrays.add(name + ".group", std::vector<int32_t>{static_cast<int32_t>(group)}, {1});
+  arrays.add(name + ".bits", std::vector<int32_t>{input_bits}, {1});
+}
+
 /// Products of one input as one product; parts without a bias get zeros.
 void add_product(Arrays& arrays, const Source& source, const std::string& name,
                  const std::vector<std::string>& parts) {
@@ -300,23 +326,7 @@ void add_product(Arrays& arrays, const Source& source, const std::string& name,
   if (rounded.size() > 1) throw UnsupportedModel("the engine needs " + name + " quantised alike");
   const Quantization* q = source.quantization();
   if (*rounded.begin() && q != nullptr && q->scalars) {
-    std::vector<int8_t> codes;
-    std::vector<float> steps;
-    int64_t groups = 0, group = 0;
-    for (const std::string& part : parts) {
-      const Source::Codes c = source.codes(part);
-      if (group != 0 && (c.group != group || c.groups != groups)) {
-        throw UnsupportedModel("the engine needs one group size for " + name);
-      }
-      group = c.group;
-      groups = c.groups;
-      codes.insert(codes.end(), c.codes.begin(), c.codes.end());
-      steps.insert(steps.end(), c.steps.begin(), c.steps.end());
-    }
-    arrays.add(name + ".codes", std::move(codes), {out, in});
-    arrays.add(name + ".steps", std::move(steps), {out, groups});
-    arrays.add(name + ".group", std::vector<int32_t>{static_cast<int32_t>(group)}, {1});
-    arrays.add(name + ".bits", std::vector<int32_t>{q->scalar_bits}, {1});
+    add_codes(arrays, source, name, parts, q->scalar_bits);
     if (q->centered) {
       const std::vector<float> centers = source.centers(parts[0]);
       for (const std::string& part : parts) {
@@ -498,8 +508,10 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
       const std::string name = update + ".mix." + std::to_string(degree);
       auto [weight, sizes] = source.weight(name);
       arrays.add(name + ".weight", std::move(weight), {sizes.out, sizes.in});
+      if (!source.rounds_inputs(name)) continue;
+      add_codes(arrays, source, name, {name}, kVectorBits);
       const Quantization* q = source.quantization();
-      if (q != nullptr && q->vectors && source.layer(name) != nullptr) {
+      if (q->vectors) {
         arrays.add(name + ".vector",
                    std::vector<int32_t>{(1 << q->magnitude_bits) - 1,
                                         (1 << (q->direction_bits - 1)) - 1},
@@ -544,6 +556,10 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
   const std::string& architecture = network.at("architecture").text("architecture");
   if (architecture != "equivariant_transformer") {
     throw UnsupportedModel("the engine does not run the network " + architecture + " yet");
+  }
+  const Json* axial = network.find("axial_messages");
+  if (axial != nullptr && axial->boolean("axial_messages")) {
+    throw UnsupportedModel("the engine does not run axial messages yet");
   }
   const std::vector<int> channels = channels_of(network.at("irreps").text("irreps"));
   LoadedModel model;

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from equibit.engine.arrays import EngineModel, read_model
 from equibit.models.shipped import resolve_model
 from equibit.structures.checks import check_cells, species_index
 from equibit.structures.errors import EquibitError, FileFormatError, ModelError, StructureError
@@ -54,7 +53,7 @@ def supports(name_or_path: str | Path) -> bool:
     if not is_built():
         return False
     try:
-        read_model(resolve_model(name_or_path))
+        load(name_or_path)
     except ModelError:
         return False
     return True
@@ -71,12 +70,18 @@ def load(name_or_path: str | Path, *, kernels: str | None = None) -> NativePoten
         ModelError: no such model, a network or recipe that the engine does not run, or no engine.
         FileFormatError: damaged, foreign, newer or inconsistent file.
     """
-    path = resolve_model(name_or_path)
+    native, path = _required(), resolve_model(name_or_path)
+    if kernels is not None and kernels not in kernel_names():
+        raise ModelError(
+            f"this processor has no kernels named {kernels}; known are {', '.join(kernel_names())}"
+        )
     try:
-        return NativePotential(read_model(path), kernels=kernels)
-    except FileFormatError as error:
-        text = str(error)
-        raise FileFormatError(text if str(path) in text else f"{path}: {text}") from error
+        model = native.load(os.fspath(path), kernels)
+    except native.UnsupportedModel as error:
+        raise ModelError(f"{path}: {error}: compute with torch (equibit.load_potential)") from error
+    except (native.FileFault, native.ModelFault) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    return NativePotential(model)
 
 
 def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = None) -> Potential:
@@ -119,26 +124,24 @@ class NativePotential:
     Calls release the interpreter lock, may come from several threads at once, and give the same
     bits whatever else is in the batch.
 
+    Args:
+        model: of compiled code; see ``load``.
+
     Attributes:
         name: what reports call it.
         kernels: the instruction set in use.
         faults: what compiled code throws for a bad structure; see ``explained``.
     """
 
-    def __init__(self, model: EngineModel, *, kernels: str | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         native = _required()
-        try:
-            self._network = native.equivariant_transformer(model.config, model.arrays, kernels)
-        except native.ModelFault as error:
-            raise FileFormatError(str(error)) from error
-        except ValueError as error:
-            raise ModelError(f"{error}; known are {', '.join(kernel_names())}") from error
+        self._network = model
         self._info = PotentialInfo(
-            model.name, model.elements, float(model.config["cutoff"]), "float32", model.recipe
+            model.name, tuple(model.elements), model.cutoff, "float32", model.recipe
         )
         self._native = native
         self.faults = (native.StructureFault, native.Coincidence, native.NotFinite)
-        self.kernels = str(self._network.kernels)
+        self.kernels = str(model.kernels)
 
     @property
     def name(self) -> str:
