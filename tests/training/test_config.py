@@ -125,7 +125,14 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
 
 def test_schema_describes_every_section() -> None:
     schema = json.loads(config_schema())
-    assert set(schema["properties"]) == {"data", "network", "loss", "optimization", "run"}
+    assert set(schema["properties"]) == {
+        "data",
+        "network",
+        "start",
+        "loss",
+        "optimization",
+        "run",
+    }
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"data", "network"}
     definitions = schema["$defs"]
