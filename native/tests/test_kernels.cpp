@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "kernels/kernels.h"
+#include "operations/evaluator.h"
 #include "operations/geometry.h"
 #include "operations/product.h"
 #include "operations/tensors.h"
@@ -145,6 +146,7 @@ void test_loader() {
                            .splines = 8,
                            .cutoff = 4.0,
                            .softmax = true,
+                           .axial = false,
                            .robust = true,
                            .attention_highest = 0,
                            .local_frames = false,
@@ -197,6 +199,25 @@ void test_loader() {
     }
   }
 
+  // One result for any number of threads, through every table.
+  std::vector<double> many;
+  std::uniform_real_distribution<double> place(-7.0, 7.0);
+  for (int k = 0; k < 300; ++k) many.push_back(place(generator));
+  for (const char* const* name = kernel_names(); *name != nullptr; ++name) {
+    const EquivariantTransformer network(config, good.tensors, *find_kernels(*name));
+    std::vector<std::vector<double>> results;
+    for (int threads : {1, 2, 3}) {
+      Evaluator evaluator(network, std::vector<int32_t>(100, 0), {}, 0.5, threads);
+      std::vector<double> result(409);
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        evaluator.compute(many.data(), {result.data(), result.data() + 100, result.data() + 400});
+      }
+      results.push_back(result);
+    }
+    check(results[0] == results[1] && results[0] == results[2],
+          std::string(*name) + ": threads change the result");
+  }
+
   // Forces against differences of energies, through every table.
   const std::vector<double> at = {0.0, 0.0, 0.0, 1.1, 0.2, 0.0, -0.3, 0.9, 0.4, 0.5, -0.8, 0.9};
   const std::vector<int32_t> species = {0, 0, 0, 0};
@@ -206,7 +227,8 @@ void test_loader() {
       Workspace workspace;
       PairList pairs = open_pairs(4, positions.data(), 4.0, workspace);
       double energies[4], virial[9];
-      network.compute(pairs, species.data(), workspace,
+      Crew crew;
+      network.compute(pairs, species.data(), workspace, crew,
                       {energies, forces, forces != nullptr ? virial : nullptr});
       return energies[0] + energies[1] + energies[2] + energies[3];
     };

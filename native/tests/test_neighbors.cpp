@@ -158,7 +158,8 @@ class Springs final : public Network {
   double cutoff() const override { return 3.0; }
   int elements() const override { return 2; }
   const char* kernels_name() const override { return "none"; }
-  void compute(PairList& pairs, const int32_t*, Workspace&, const Outputs& out) const override {
+  void compute(PairList& pairs, const int32_t*, Workspace&, Crew&,
+               const Outputs& out) const override {
     std::fill(out.atomic_energies, out.atomic_energies + pairs.n_atoms, 0.0);
     for (int64_t i = 0; i < pairs.n_atoms; ++i) {
       for (int64_t p = pairs.first[i]; p < pairs.first[i + 1]; ++p) {

@@ -52,6 +52,13 @@ SHAPES = {
     "one block per head": {"irreps": "32x0e+16x1o+16x2e", "layers": 3},
     "two blocks per head": {"irreps": "64x0e+32x1o", "layers": 3},
     "linear attention": {"irreps": "16x0e+16x1o", "attention": "linear", "layers": 3},
+    "axial messages": {"irreps": "16x0e+16x1o", "axial_messages": True, "layers": 3},
+    "axial messages of degree three": {
+        "irreps": "8x0e+8x1o+8x2e+8x3o",
+        "axial_messages": True,
+        "attention": "linear",
+        "heads": 1,
+    },
     "plain attention": {"robust_attention": False},
     "one layer": {"layers": 1},
     "odd sizes": {"irreps": "15x0e+9x1o", "heads": 3, "hidden": 2},

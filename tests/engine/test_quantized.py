@@ -49,6 +49,10 @@ FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
     "w4a8, degree three": ("w4a8", {"irreps": "8x0e+8x1o+8x2e+8x3o"}),
     "w4a16": ("w4a16", {"irreps": "16x0e+16x1o"}),
     "w8a16": ("w8a16", {"irreps": "16x0e+16x1o"}),
+    "axial messages": (
+        "w8a8",
+        {"irreps": "16x0e+16x1o+16x2e", "axial_messages": True, "attention": "linear"},
+    ),
     "linear attention": ("w4a8", {"irreps": "16x0e+16x1o", "attention": "linear"}),
     "species centres": (
         Recipe(scalars=ScalarSpec(centered=True), attention_bits=8),
@@ -130,10 +134,3 @@ def test_stress_of_crystals_follows_the_fake_quantised_network(tmp_path: Path) -
     (got,) = engine.load(path).compute([crystal], stress=True)
     (expected,) = load_potential(path, dtype="float64").compute([crystal], stress=True)
     np.testing.assert_allclose(got.stress, expected.stress, atol=3e-3 * abs(expected.stress).max())
-
-
-def test_axial_messages_are_refused(tmp_path: Path) -> None:
-    path = model_file(tmp_path, "w8a8", axial_messages=True)
-    assert not engine.supports(path)
-    with pytest.raises(ModelError, match="axial messages"):
-        engine.load(path)

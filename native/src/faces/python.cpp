@@ -82,7 +82,7 @@ nb::tuple Model::compute(const Species& species, const Positions& positions,
     const Scratch::Lease scratch = scratch_.borrow(network().cutoff());
     PairList pairs = scratch->neighbors.find(n, positions.data(), lattice, scratch->workspace);
     const Outputs outputs{results, forces, virial};
-    network().compute(pairs, species.data(), scratch->workspace, outputs);
+    network().compute(pairs, species.data(), scratch->workspace, scratch->crew, outputs);
     check_finite(n, outputs);
   }
   const auto size = static_cast<size_t>(n);

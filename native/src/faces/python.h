@@ -31,6 +31,7 @@ class Scratch {
     explicit One(double cutoff) : neighbors(cutoff, 0.0) {}
     Neighbors neighbors;
     Workspace workspace;
+    Crew crew;
   };
   /// Borrowed memory, given back at the end whatever happened.
   class Lease {

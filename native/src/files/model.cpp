@@ -558,9 +558,6 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
     throw UnsupportedModel("the engine does not run the network " + architecture + " yet");
   }
   const Json* axial = network.find("axial_messages");
-  if (axial != nullptr && axial->boolean("axial_messages")) {
-    throw UnsupportedModel("the engine does not run axial messages yet");
-  }
   const std::vector<int> channels = channels_of(network.at("irreps").text("irreps"));
   LoadedModel model;
   model.name = header.at("name").text("name");
@@ -588,6 +585,7 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
       .splines = small(network.at("splines"), "splines"),
       .cutoff = network.at("cutoff").number("cutoff"),
       .softmax = network.at("attention").text("attention") == "softmax",
+      .axial = axial != nullptr && axial->boolean("axial_messages"),
       .robust = network.at("robust_attention").boolean("robust_attention"),
       .attention_highest =
           q == nullptr || q->attention_bits == 0 ? 0 : (1 << (q->attention_bits - 1)) - 1,

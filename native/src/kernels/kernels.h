@@ -11,20 +11,26 @@ namespace equibit {
 inline constexpr int kMaxDegree = 3;
 inline constexpr int kMaxHeads = 32;
 
-/// Pairs of atoms i ≤ j, each once, sorted by i; pair p stands for edge (i, j) and edge (j, i).
-struct Pairs {
+/// Directed edges i ← j, sorted by receiver i, both directions of every pair of atoms.
+struct Edges {
   int64_t n_atoms;
   int64_t n_pairs;
-  const int64_t* first;   // [n_atoms + 1] pairs of atom i are first[i] … first[i+1]
-  const int32_t* second;  // [n_pairs] j
-  const int32_t* tap;     // [n_pairs] first of the four splines that overlap d
-  const float* taps;      // [n_pairs][4] their values
-  const float* slopes;    // [n_pairs][4] their derivatives with respect to d
-  const float* envelope;  // [n_pairs][2] f_c(d) and its derivative
-  const float* harmonics[kMaxDegree + 1];  // [n_pairs][2ℓ+1] Ŷ_ℓ(r̂_ij), ℓ ≥ 1
+  int64_t most;            // edges of one atom
+  const int64_t* first;    // [n_atoms + 1] edges of atom i are first[i] … first[i+1]
+  const int32_t* sender;   // [n_edges] j
+  const int32_t* pair;     // [n_edges]
+  const int32_t* reverse;  // [n_edges] the edge j ← i of the same pair
+  const int32_t* tap;      // [n_pairs] first of the four splines that overlap d
+  const float* taps;       // [n_pairs][4] their values
+  const float* slopes;     // [n_pairs][4] their derivatives with respect to d
+  const float* envelope;   // [n_pairs][2] f_c(d) and its derivative
+  const float* harmonics[kMaxDegree + 1];  // [n_edges][2ℓ+1] Ŷ_ℓ(r̂_ij), ℓ ≥ 1
 };
 
-/// One attention layer: A_i = Σ_j w_ij m_ij / S_i, S_i = 1 + Σ_j w_ij (softmax) or 1 (linear).
+/// ∂E/∂d and ∂E/∂Ŷ_1 … ∂E/∂Ŷ_L of an edge.
+constexpr int edge_gradients(int max_degree) { return max_degree * (max_degree + 2) + 1; }
+
+/// One attention layer: A_i = Σ_j p_ij m_ij.
 struct Attention {
   int heads;
   int scalars;     // F
@@ -32,38 +38,44 @@ struct Attention {
   int max_degree;  // L
   bool first;      // no vectors to send yet
   bool softmax;
-  const float* table;  // [n_splines][stride] columns F, C·L (0→ℓ), (C, C)·L (ℓ→0, ℓ→ℓ), heads
+  bool axial;          // parts of vectors along the bond reach every degree
+  // [n_splines][stride] columns F, C·L (0→ℓ), for each ℓ C (→0), C (ℓ→ℓ) and if axial C·L (→1 … L),
+  // and heads
+  const float* table;
   int64_t stride;
-  const float* query;  // [n_atoms][F] times temperature
-  const float* key;    // [n_atoms][F]
-  const float* value;  // [n_atoms][F + L·C]
+  const float* filters;  // [n_pairs][stride] of all pairs, or null
+  const float* slopes;   // their derivatives with respect to d, for the reverse pass
+  const float* query;    // [n_atoms][F] times temperature
+  const float* key;      // [n_atoms][F]
+  const float* value;    // [n_atoms][F + L·C]
   int64_t value_ld;
   const float* vectors[kMaxDegree + 1];  // [n_atoms][2ℓ+1][C]
 
-  float* raw;                        // [n_pairs][2][heads] e^z or z of both edges
-  float* sums;                       // [n_atoms][heads] S_i
-  float* invariants;                 // [n_atoms][F + L·C], only F in the first layer
+  float* raw;                          // [n_edges][heads] p_ij/f_c(d_ij)
+  float* invariants;                   // [n_atoms][F + L·C], only F in the first layer
   int64_t invariant_ld;
-  float* messages[kMaxDegree + 1];   // [n_atoms][2ℓ+1][C]
+  float* messages[kMaxDegree + 1];     // [n_atoms][2ℓ+1][C] A^ℓ, or null
+  float* vectors_out[kMaxDegree + 1];  // vectors + A^ℓ
 };
 
-/// Gradients of one attention layer; outputs are added to what is there.
+/// Gradients of one attention layer.
 struct AttentionGradient {
-  const float* sums;                          // [n_atoms][heads] ∂E/∂S_i
-  const float* invariants;                    // [n_atoms][·] ∂E/∂(S_i A_i⁰)
-  const float* messages[kMaxDegree + 1];      // [n_atoms][2ℓ+1][C] ∂E/∂(S_i A_i^ℓ)
-  float* query;                               // [n_atoms] rows of leading dimension qkv_ld
+  const float* invariants;                // [n_atoms][·] ∂E/∂A⁰
+  const float* messages[kMaxDegree + 1];  // [n_atoms][2ℓ+1][C] ∂E/∂A^ℓ, which is that of the sum
+  float* sums;                            // [n_atoms][heads] Σ A ∂E/∂A, for softmax
+  float* query;                           // [n_atoms] rows of leading dimension qkv_ld, set
   float* key;
   float* value;
   int64_t qkv_ld;
-  float* vectors[kMaxDegree + 1];
-  float* distance;                            // [n_pairs]
-  float* harmonics[kMaxDegree + 1];           // [n_pairs][2ℓ+1]
-  float* scratch;                             // [most pairs of one atom][pair_scratch()]
+  float* vectors[kMaxDegree + 1];         // set
+  float* d_z;                             // [n_edges][heads]
+  float* geometry;                        // [n_edges][edge_gradients(L)], added to
 };
 
-/// Floats of scratch per pair that `attention_backward` needs.
-constexpr int64_t pair_scratch() { return 16 * (1 + 3 + 5 + 7) + 4 * kMaxHeads; }
+/// Floats of scratch that the edge pass and its reverse need.
+constexpr int64_t edge_scratch(int64_t most, int64_t stride, int heads) {
+  return most * (2 * stride + (edge_gradients(kMaxDegree) + 1) * 16 + heads + 1) + 64;
+}
 
 /// A sparse coupling tensor and its weights: P^ℓ3 += w_c C_mnk U^ℓ1_m T^ℓ2_n.
 struct Coupling {
@@ -146,14 +158,17 @@ struct Kernels {
   /// In place: dy becomes dx.
   void (*silu_backward)(int64_t n, const float* x, float* dy);
 
-  void (*attention)(const Pairs&, const Attention&);
-  /// Divides messages by S_i and adds residuals: vectors_out = vectors + messages.
-  void (*attention_finish)(const Pairs&, const Attention&, float* const* vectors_out);
-  void (*attention_backward)(const Pairs&, const Attention&, const AttentionGradient&);
-  /// From ∂E/∂A to ∂E/∂(S A), into `d_invariants` in place and `d_messages`, and ∂E/∂S.
-  void (*attention_finish_backward)(const Pairs&, const Attention&, float* d_invariants,
-                                    const float* const* d_vectors, float* const* d_messages,
-                                    float* d_sums);
+  /// Filters of all pairs, [n_pairs][stride], and their slopes unless those are null.
+  void (*filters)(const Edges&, const Attention&, float* values, float* slopes);
+  /// Of atoms from … to. The reverse wants first the sums (softmax only), then the rest, of all
+  /// atoms, before the queries'.
+  void (*attention)(const Edges&, const Attention&, int64_t from, int64_t to, float* scratch);
+  void (*attention_sums_backward)(const Attention&, const AttentionGradient&, int64_t from,
+                                  int64_t to);
+  void (*attention_backward)(const Edges&, const Attention&, const AttentionGradient&,
+                             int64_t from, int64_t to, float* scratch);
+  void (*attention_query_backward)(const Edges&, const Attention&, const AttentionGradient&,
+                                   int64_t from, int64_t to);
 
   /// s_c = Σ_m U_mc T_mc · factor, with U and T side by side in rows of 2C.
   void (*vector_dot)(int64_t atoms, int components, int channels, const float* ut, float factor,

@@ -9,11 +9,12 @@
 namespace equibit {
 
 Evaluator::Evaluator(const Network& network, std::vector<int32_t> species, const Cell& cell,
-                     double skin)
+                     double skin, int threads)
     : network_(network),
       species_(std::move(species)),
       cell_(cell),
-      neighbors_(network.cutoff(), skin) {
+      neighbors_(network.cutoff(), skin),
+      crew_(threads) {
   if (species_.empty()) throw StructureFault("a system needs at least one atom");
   if (!(skin >= 0.0) || !std::isfinite(skin)) {
     throw StructureFault("the skin must be a number of Å, 0 or more");
@@ -28,7 +29,7 @@ Evaluator::Evaluator(const Network& network, std::vector<int32_t> species, const
 double Evaluator::compute(const double* positions, const Outputs& outputs) {
   workspace_.reset();
   PairList pairs = neighbors_.find(n_atoms(), positions, cell_, workspace_);
-  network_.compute(pairs, species_.data(), workspace_, outputs);
+  network_.compute(pairs, species_.data(), workspace_, crew_, outputs);
   check_finite(n_atoms(), outputs);
   double energy = 0.0;
   for (int64_t i = 0; i < n_atoms(); ++i) energy += outputs.atomic_energies[i];

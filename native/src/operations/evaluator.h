@@ -5,12 +5,13 @@
 //   const double energy = evaluator.compute(positions, {energies.data(), forces.data(), nullptr});
 //
 // Once it is warm a call allocates nothing. The result depends on positions, cell and species alone,
-// to the last bit, not on earlier calls.
+// to the last bit, not on earlier calls nor on the number of threads.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "operations/crew.h"
 #include "operations/neighbors.h"
 #include "operations/network.h"
 #include "operations/workspace.h"
@@ -20,9 +21,10 @@ namespace equibit {
 /// For one thread at a time; the network may be shared and must outlive it.
 class Evaluator {
  public:
-  /// Species [n_atoms] index the network's elements; skin in Å. Throws StructureFault where there
-  /// is no atom or a species is out of range.
-  Evaluator(const Network& network, std::vector<int32_t> species, const Cell& cell, double skin);
+  /// Species [n_atoms] index the network's elements; skin in Å. More threads than one pay from a few
+  /// hundred atoms on. Throws StructureFault where there is no atom or a species is out of range.
+  Evaluator(const Network& network, std::vector<int32_t> species, const Cell& cell, double skin,
+            int threads = 1);
 
   int64_t n_atoms() const { return static_cast<int64_t>(species_.size()); }
   const Cell& cell() const { return cell_; }
@@ -43,6 +45,7 @@ class Evaluator {
   Cell cell_;
   Neighbors neighbors_;
   Workspace workspace_;
+  Crew crew_;
 };
 
 /// Throws NotFinite unless the energies, and what else is there, are finite.

@@ -11,6 +11,7 @@ constexpr double kGolden = 0.6180339887498949;
 constexpr double kMixing = 0.25;
 constexpr int kHops = 6;
 constexpr double kTiny = 2.2250738585072014e-308;
+constexpr int64_t kPairBlock = 1024;  // pairs that one thread takes at a time
 
 double species_weight(int32_t species) {
   const double x = (species + 1) * kGolden;
@@ -362,71 +363,125 @@ void harmonics_backward(int degree, const double* u, const float* d, double g[3]
 
 }  // namespace
 
-PairGeometry pair_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
-                           Workspace& workspace) {
-  const int64_t n = list.n_pairs;
+EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
+                           Workspace& workspace, Crew& crew) {
+  const int64_t n = list.n_pairs, n_atoms = list.n_atoms;
   int32_t* tap = workspace.take<int32_t>(n);
   float* taps = workspace.take<float>(4 * n);
   float* slopes = workspace.take<float>(4 * n);
   float* envelope = workspace.take<float>(2 * n);
-  PairGeometry result{};
+  EdgeGeometry result{};
   result.distances = workspace.take<double>(n);
   result.units = workspace.take<double>(3 * n);
-  float* y[kMaxDegree + 1] = {};
-  for (int l = 1; l <= max_degree; ++l) y[l] = workspace.take<float>(n * (2 * l + 1));
-  const double per_length = (n_splines - 3) / cutoff;
-  for (int64_t p = 0; p < n; ++p) {
-    const double* r = list.vectors + 3 * p;
-    const double d = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
-    double* u = result.units + 3 * p;
-    for (int k = 0; k < 3; ++k) u[k] = r[k] / d;
-    result.distances[p] = d;
 
-    const double scaled = d * per_length;
-    const int at = std::clamp(static_cast<int>(scaled), 0, n_splines - 4);
-    const double t = scaled - at, s = 1.0 - t;
-    tap[p] = at;
-    const double values[4] = {s * s * s / 6, (3 * t * t * t - 6 * t * t + 4) / 6,
-                              (3 * s * s * s - 6 * s * s + 4) / 6, t * t * t / 6};
-    const double derivatives[4] = {-s * s / 2, (3 * t * t - 4 * t) / 2, (4 * s - 3 * s * s) / 2,
-                                   t * t / 2};
-    for (int k = 0; k < 4; ++k) {
-      taps[4 * p + k] = static_cast<float>(values[k]);
-      slopes[4 * p + k] = static_cast<float>(derivatives[k] * per_length);
-    }
-
-    // 1 − 28x⁶ + 48x⁷ − 21x⁸
-    const double x = std::min(d / cutoff, 1.0), x2 = x * x, x5 = x2 * x2 * x;
-    envelope[2 * p] = static_cast<float>(1.0 - x5 * x * (28.0 - x * (48.0 - x * 21.0)));
-    envelope[2 * p + 1] = static_cast<float>(-168.0 * x5 * (1.0 - x) * (1.0 - x) / cutoff);
-    for (int l = 1; l <= max_degree; ++l) harmonics(l, u, y[l] + p * (2 * l + 1));
+  // Rows of edges: pairs in order, appended to the rows of both atoms, leave every row sorted.
+  int64_t* first = workspace.zeros<int64_t>(n_atoms + 1);
+  int64_t* next = workspace.take<int64_t>(n_atoms);
+  int32_t* sender = workspace.take<int32_t>(2 * n);
+  int32_t* pair = workspace.take<int32_t>(2 * n);
+  int32_t* reverse = workspace.take<int32_t>(2 * n);
+  int64_t* edge_of_pair = workspace.take<int64_t>(n);
+  each_pair(list, [&](int64_t, int64_t i, int64_t j) {
+    ++first[i + 1];
+    ++first[j + 1];
+  });
+  int64_t most = 0;
+  for (int64_t i = 0; i < n_atoms; ++i) {
+    most = std::max(most, first[i + 1]);
+    first[i + 1] += first[i];
+    next[i] = first[i];
   }
-  result.pairs = {.n_atoms = list.n_atoms,
+  each_pair(list, [&](int64_t p, int64_t i, int64_t j) {
+    const int64_t there = next[i]++, back = next[j]++;
+    edge_of_pair[p] = there;
+    sender[there] = static_cast<int32_t>(j);
+    sender[back] = static_cast<int32_t>(i);
+    pair[there] = pair[back] = static_cast<int32_t>(p);
+    reverse[there] = static_cast<int32_t>(back);
+    reverse[back] = static_cast<int32_t>(there);
+  });
+
+  float* y[kMaxDegree + 1] = {};
+  for (int l = 1; l <= max_degree; ++l) y[l] = workspace.take<float>(2 * n * (2 * l + 1));
+  const double per_length = (n_splines - 3) / cutoff;
+  crew.each((n + kPairBlock - 1) / kPairBlock, [&](int64_t block, Workspace&) {
+    for (int64_t p = block * kPairBlock; p < std::min(n, (block + 1) * kPairBlock); ++p) {
+      const double* r = list.vectors + 3 * p;
+      const double d = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+      double* u = result.units + 3 * p;
+      for (int k = 0; k < 3; ++k) u[k] = r[k] / d;
+      result.distances[p] = d;
+
+      const double scaled = d * per_length;
+      const int at = std::clamp(static_cast<int>(scaled), 0, n_splines - 4);
+      const double t = scaled - at, s = 1.0 - t;
+      tap[p] = at;
+      const double values[4] = {s * s * s / 6, (3 * t * t * t - 6 * t * t + 4) / 6,
+                                (3 * s * s * s - 6 * s * s + 4) / 6, t * t * t / 6};
+      const double derivatives[4] = {-s * s / 2, (3 * t * t - 4 * t) / 2,
+                                     (4 * s - 3 * s * s) / 2, t * t / 2};
+      for (int k = 0; k < 4; ++k) {
+        taps[4 * p + k] = static_cast<float>(values[k]);
+        slopes[4 * p + k] = static_cast<float>(derivatives[k] * per_length);
+      }
+
+      // 1 − 28x⁶ + 48x⁷ − 21x⁸
+      const double x = std::min(d / cutoff, 1.0), x2 = x * x, x5 = x2 * x2 * x;
+      envelope[2 * p] = static_cast<float>(1.0 - x5 * x * (28.0 - x * (48.0 - x * 21.0)));
+      envelope[2 * p + 1] = static_cast<float>(-168.0 * x5 * (1.0 - x) * (1.0 - x) / cutoff);
+      const int64_t there = edge_of_pair[p], back = reverse[there];
+      for (int l = 1; l <= max_degree; ++l) {
+        float* forth = y[l] + there * (2 * l + 1);
+        harmonics(l, u, forth);
+        const float sign = l % 2 == 0 ? 1.0f : -1.0f;
+        for (int m = 0; m < 2 * l + 1; ++m) y[l][back * (2 * l + 1) + m] = sign * forth[m];
+      }
+    }
+  });
+  result.edge_of_pair = edge_of_pair;
+  result.edges = {.n_atoms = n_atoms,
                   .n_pairs = n,
-                  .first = list.first,
-                  .second = list.second,
+                  .most = most,
+                  .first = first,
+                  .sender = sender,
+                  .pair = pair,
+                  .reverse = reverse,
                   .tap = tap,
                   .taps = taps,
                   .slopes = slopes,
                   .envelope = envelope,
                   .harmonics = {}};
-  for (int l = 1; l <= max_degree; ++l) result.pairs.harmonics[l] = y[l];
+  for (int l = 1; l <= max_degree; ++l) result.edges.harmonics[l] = y[l];
   return result;
 }
 
-void vector_gradients(const PairGeometry& geometry, int max_degree, const float* d_distance,
-                      const float* const* d_harmonics, double* gradients) {
-  for (int64_t p = 0; p < geometry.pairs.n_pairs; ++p) {
-    const double* u = geometry.units + 3 * p;
-    double g[3] = {};
-    for (int l = 1; l <= max_degree; ++l) {
-      harmonics_backward(l, u, d_harmonics[l] + p * (2 * l + 1), g);
+void vector_gradients(const EdgeGeometry& geometry, int max_degree, const float* edge_gradient,
+                      double* gradients, Crew& crew) {
+  const int64_t n = geometry.edges.n_pairs;
+  const int64_t width = edge_gradients(max_degree);
+  crew.each((n + kPairBlock - 1) / kPairBlock, [&](int64_t block, Workspace&) {
+    for (int64_t p = block * kPairBlock; p < std::min(n, (block + 1) * kPairBlock); ++p) {
+      const double* u = geometry.units + 3 * p;
+      const int64_t there = geometry.edge_of_pair[p], back = geometry.edges.reverse[there];
+      const float* forth = edge_gradient + there * width;
+      const float* other = edge_gradient + back * width;
+      double g[3] = {};
+      for (int l = 1; l <= max_degree; ++l) {
+        float both[2 * kMaxDegree + 1];
+        const float sign = l % 2 == 0 ? 1.0f : -1.0f;
+        for (int m = 0; m < 2 * l + 1; ++m) {
+          const int at = edge_gradients(l - 1) + m;
+          both[m] = forth[at] + sign * other[at];
+        }
+        harmonics_backward(l, u, both, g);
+      }
+      const double radial = g[0] * u[0] + g[1] * u[1] + g[2] * u[2];
+      const double along = static_cast<double>(forth[0]) + other[0];
+      for (int k = 0; k < 3; ++k) {
+        gradients[3 * p + k] = along * u[k] + (g[k] - radial * u[k]) / geometry.distances[p];
+      }
     }
-    const double radial = g[0] * u[0] + g[1] * u[1] + g[2] * u[2];
-    for (int k = 0; k < 3; ++k) {
-      gradients[3 * p + k] = d_distance[p] * u[k] + (g[k] - radial * u[k]) / geometry.distances[p];
-    }
-  }
+  });
 }
 
 }  // namespace equibit

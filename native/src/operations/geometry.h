@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
+#include "operations/crew.h"
 #include "operations/workspace.h"
 
 namespace equibit {
@@ -43,17 +44,19 @@ void wigner_matrices(int64_t n_atoms, const double* frames, int max_degree,
                      const double* const* couplings, Workspace& workspace, float** matrices);
 
 /// What the kernels read of the pairs.
-struct PairGeometry {
-  Pairs pairs;
-  double* distances;  // [n_pairs]
-  double* units;      // [n_pairs][3]
+struct EdgeGeometry {
+  Edges edges;
+  const int64_t* edge_of_pair;  // [n_pairs] that of its first atom
+  double* distances;            // [n_pairs]
+  double* units;                // [n_pairs][3]
 };
 
-PairGeometry pair_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
-                           Workspace& workspace);
+EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
+                           Workspace& workspace, Crew& crew);
 
-/// ∂E/∂r_ij in eV/Å from ∂E/∂d and ∂E/∂Ŷ_ℓ. Shape: [n_pairs][3].
-void vector_gradients(const PairGeometry& geometry, int max_degree, const float* d_distance,
-                      const float* const* d_harmonics, double* gradients);
+/// ∂E/∂r_ij in eV/Å of every pair from the gradients of its edges, [n_edges][edge_gradients(L)].
+/// Shape: [n_pairs][3].
+void vector_gradients(const EdgeGeometry& geometry, int max_degree, const float* edge_gradient,
+                      double* gradients, Crew& crew);
 
 }  // namespace equibit

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "operations/crew.h"
 #include "operations/geometry.h"
 #include "operations/workspace.h"
 
@@ -26,9 +27,13 @@ class Network {
   virtual const char* kernels_name() const = 0;
 
   /// Energies, and forces and virial where asked for, of one structure whose pairs are listed. The
-  /// vectors of `pairs` may be turned in place. Thread-safe with one workspace per thread.
-  virtual void compute(PairList& pairs, const int32_t* species, Workspace& workspace,
+  /// vectors of `pairs` may be turned in place. Concurrent calls need a workspace and a crew each.
+  virtual void compute(PairList& pairs, const int32_t* species, Workspace& workspace, Crew& crew,
                        const Outputs& outputs) const = 0;
 };
+
+/// Forces and virial of the laboratory from gradients with respect to the turned pairs r Q.
+void sum_forces(const PairList& pairs, const double* gradients, const double rotation[9],
+                const Outputs& outputs);
 
 }  // namespace equibit

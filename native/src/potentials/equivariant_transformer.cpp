@@ -1,21 +1,82 @@
 #include "potentials/equivariant_transformer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
 namespace equibit {
 
-/// What the reverse pass needs of one layer. The last entry of a run is the energy head's.
+namespace {
+
+constexpr int64_t kBlock = 32;             // atoms that one thread takes at a time
+constexpr int64_t kStoredFilters = 256;    // pairs up to which filters of all of them are kept
+
+}  // namespace
+
+/// What the reverse pass needs of one layer, [n_atoms] rows each. The last of a run is the head's.
 struct EquivariantTransformer::State {
-  float *normal, *inverse;               // of the first LayerNorm
+  float *normal, *inverse;  // of the first LayerNorm
+  float* qkv;
   float *query, *query_inverse, *key, *key_inverse;  // normalised, before rounding
+  float *scaled_query, *rounded_key;
   Attention attention;
   float *update_normal, *update_inverse;
   float* vectors[kMaxDegree + 1];  // after attention
   float* local[kMaxDegree + 1];    // the same in the frames where they are mixed
   float* mixed[kMaxDegree + 1];    // [U, T]
   float* product[kMaxDegree + 1];  // P, or null
+  float* updated[kMaxDegree + 1];  // vectors after the layer
   float *before, *gates;           // of SiLU; output of the update network
+};
+
+/// One evaluation. Stages take ranges of atoms, and only `attend` and its reverse look at others.
+class EquivariantTransformer::Evaluation {
+ public:
+  Evaluation(const EquivariantTransformer& network, const EdgeGeometry& geometry,
+             const int32_t* species, const float* const* frames, bool gradients,
+             Workspace& workspace, Crew& crew);
+
+  void forward(float* energies);
+  /// ∂E/∂d and ∂E/∂Ŷ of every edge.
+  const float* backward();
+
+ private:
+  template <typename Stage>
+  void each_block(const Stage& stage) {
+    crew_.each((n_ + kBlock - 1) / kBlock, [&](int64_t block, Workspace& local) {
+      stage(block * kBlock, std::min(n_, (block + 1) * kBlock), local);
+    });
+  }
+  State allocate(size_t index);
+  void store_filters(size_t index, bool slopes);
+  void prepare(size_t index, int64_t begin, int64_t end, Workspace& local);
+  void attend(size_t index, int64_t begin, int64_t end, Workspace& local);
+  void update(size_t index, int64_t begin, int64_t end, Workspace& local);
+  void head(int64_t begin, int64_t end, Workspace& local, float* energies);
+  void head_backward(int64_t begin, int64_t end, Workspace& local);
+  void update_backward(size_t index, int64_t begin, int64_t end, Workspace& local);
+  void prepare_backward(size_t index, int64_t begin, int64_t end, Workspace& local);
+  AttentionGradient attention_gradient() const;
+
+  const EquivariantTransformer& network_;
+  const Kernels& k_;
+  const TransformerConfig& c_;
+  const EdgeGeometry& geometry_;
+  const int32_t* species_;
+  const float* const* frames_;
+  bool gradients_;
+  Workspace& workspace_;
+  Crew& crew_;
+  const int64_t n_;
+  const int F, C, L, H, VW;
+  const int64_t qkv_width_;
+  std::vector<State>& states_;
+  float* x_;
+  float *filters_ = nullptr, *slopes_ = nullptr;
+  // Of the reverse pass.
+  float *dx_ = nullptr, *d_qkv_ = nullptr, *d_invariants_ = nullptr, *d_sums_ = nullptr;
+  float *d_z_ = nullptr, *edge_gradient_ = nullptr;
+  float *d_vectors_[kMaxDegree + 1] = {}, *d_messages_[kMaxDegree + 1] = {};
 };
 
 EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
@@ -85,7 +146,7 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
       const float factor = 1.0f / std::sqrt(static_cast<float>(F / c.heads));
       layer.query_factor.assign(static_cast<size_t>(c.heads), factor);
     }
-    const int columns = VW + (first ? 0 : 2 * L * C) + c.heads;
+    const int columns = table_columns(first);
     const auto table = tensors.floats(attend + "table", {c.splines, columns});
     const int64_t stride = table_stride(first);
     layer.table.assign(static_cast<size_t>(c.splines * stride), 0.0f);
@@ -122,10 +183,14 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
   head_output_ = Product(kernels, tensors, "head.output", F, 1, true, c.elements);
 }
 
-int64_t EquivariantTransformer::table_stride(bool first) const {
+int EquivariantTransformer::table_columns(bool first) const {
   const auto& c = config_;
-  const int64_t columns = c.scalars + (first ? 1 : 3) * c.max_degree * c.channels + c.heads;
-  return (columns + 15) / 16 * 16;
+  const int per_degree = first ? 1 : 3 + (c.axial ? c.max_degree : 0);
+  return c.scalars + per_degree * c.max_degree * c.channels + c.heads;
+}
+
+int64_t EquivariantTransformer::table_stride(bool first) const {
+  return (table_columns(first) + 15) / 16 * 16;
 }
 
 Coupling EquivariantTransformer::coupling(const Layer& layer, size_t path) const {
@@ -140,7 +205,7 @@ Coupling EquivariantTransformer::coupling(const Layer& layer, size_t path) const
 }
 
 void EquivariantTransformer::compute(PairList& list, const int32_t* species, Workspace& workspace,
-                                     const Outputs& outputs) const {
+                                     Crew& crew, const Outputs& outputs) const {
   const int64_t n = list.n_atoms;
   const bool gradients = outputs.forces != nullptr || outputs.virial != nullptr;
   double rotation[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1};
@@ -155,309 +220,397 @@ void EquivariantTransformer::compute(PairList& list, const int32_t* species, Wor
     const double* axes = local_frames(list, species, config_.cutoff, workspace);
     wigner_matrices(n, axes, config_.max_degree, couplings, workspace, frames);
   }
-  const PairGeometry geometry =
-      pair_geometry(list, config_.cutoff, config_.splines, config_.max_degree, workspace);
+  const EdgeGeometry geometry =
+      edge_geometry(list, config_.cutoff, config_.splines, config_.max_degree, workspace, crew);
 
-  // One vector per thread outlives the calls, so that none of them allocates.
-  thread_local std::vector<State> states;
-  states.resize(layers_.size() + 1);
+  Evaluation evaluation(*this, geometry, species, frames, gradients, workspace, crew);
   float* energies = workspace.take<float>(n);
-  forward(geometry, species, frames, workspace, states, energies);
+  evaluation.forward(energies);
   for (int64_t i = 0; i < n; ++i) {
     const auto z = static_cast<size_t>(species[i]);
     outputs.atomic_energies[i] = static_cast<double>(energies[i]) * scale_[z] + shift_[z];
   }
   if (!gradients) return;
-
-  float* d_distance = workspace.zeros<float>(list.n_pairs);
-  float* d_harmonics[kMaxDegree + 1] = {};
-  for (int l = 1; l <= config_.max_degree; ++l) {
-    d_harmonics[l] = workspace.zeros<float>(list.n_pairs * (2 * l + 1));
-  }
-  backward(geometry, species, frames, list.most, workspace, states, d_distance, d_harmonics);
   double* d_vectors = workspace.take<double>(3 * list.n_pairs);
-  vector_gradients(geometry, config_.max_degree, d_distance, d_harmonics, d_vectors);
+  vector_gradients(geometry, config_.max_degree, evaluation.backward(), d_vectors, crew);
+  sum_forces(list, d_vectors, rotation, outputs);
+}
 
-  double virial[9] = {};
-  if (outputs.forces != nullptr) std::fill(outputs.forces, outputs.forces + 3 * n, 0.0);
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t p = list.first[i]; p < list.first[i + 1]; ++p) {
-      const int64_t j = list.second[p];
-      const double* r = list.vectors + 3 * p;
-      const double* g = d_vectors + 3 * p;
-      for (int a = 0; a < 3; ++a) {
-        for (int b = 0; b < 3; ++b) virial[3 * a + b] += r[a] * g[b];
-        if (outputs.forces == nullptr) continue;
-        // Back from the structure's own orientation: g Qᵀ.
-        const double lab =
-            g[0] * rotation[3 * a] + g[1] * rotation[3 * a + 1] + g[2] * rotation[3 * a + 2];
-        outputs.forces[3 * i + a] += lab;
-        outputs.forces[3 * j + a] -= lab;
-      }
-    }
+EquivariantTransformer::Evaluation::Evaluation(const EquivariantTransformer& network,
+                                               const EdgeGeometry& geometry,
+                                               const int32_t* species, const float* const* frames,
+                                               bool gradients, Workspace& workspace, Crew& crew)
+    : network_(network),
+      k_(*network.kernels_),
+      c_(network.config_),
+      geometry_(geometry),
+      species_(species),
+      frames_(frames),
+      gradients_(gradients),
+      workspace_(workspace),
+      crew_(crew),
+      n_(geometry.edges.n_atoms),
+      F(c_.scalars),
+      C(c_.channels),
+      L(c_.max_degree),
+      H(c_.heads),
+      VW(F + L * C),
+      qkv_width_(2 * F + VW),
+      states_([&]() -> std::vector<State>& {
+        // One vector per thread outlives the calls, so that none of them allocates.
+        thread_local std::vector<State> states;
+        states.resize(network.layers_.size() + 1);
+        return states;
+      }()) {
+  for (size_t index = 0; index < network_.layers_.size(); ++index) {
+    // Without a reverse pass two layers' memory serves them all in turn.
+    states_[index] = gradients_ || index < 2 ? allocate(index) : states_[index - 2];
   }
-  if (outputs.virial == nullptr) return;
-  for (int a = 0; a < 3; ++a) {
-    for (int b = 0; b < 3; ++b) {
-      double lab = 0.0;
-      for (int x = 0; x < 3; ++x) {
-        for (int y = 0; y < 3; ++y) {
-          const double symmetric = 0.5 * (virial[3 * x + y] + virial[3 * y + x]);
-          lab += rotation[3 * a + x] * symmetric * rotation[3 * b + y];
-        }
-      }
-      outputs.virial[3 * a + b] = lab;
-    }
+  State& head = states_.back();
+  head.normal = workspace_.take<float>(n_ * F);
+  head.inverse = workspace_.take<float>(n_);
+  head.before = workspace_.take<float>(n_ * F);
+  x_ = workspace_.take<float>(n_ * F);
+  for (int64_t i = 0; i < n_; ++i) {
+    const float* row = network_.embedding_.data() + static_cast<int64_t>(species[i]) * F;
+    std::copy(row, row + F, x_ + i * F);
+  }
+  if (geometry.edges.n_pairs <= kStoredFilters) {
+    const int64_t size = geometry.edges.n_pairs * network_.table_stride(false);
+    filters_ = workspace_.take<float>(size);
+    if (gradients_) slopes_ = workspace_.take<float>(size);
   }
 }
 
-void EquivariantTransformer::forward(const PairGeometry& geometry, const int32_t* species,
-                                     const float* const* frames, Workspace& workspace,
-                                     std::vector<State>& states, float* energies) const {
-  const Kernels& k = *kernels_;
-  const auto& c = config_;
-  const int64_t n = geometry.pairs.n_atoms;
-  const int F = c.scalars, C = c.channels, L = c.max_degree, H = c.heads, VW = F + L * C;
-  const int64_t qkv_width = 2 * F + VW;
-
-  float* x = workspace.take<float>(n * F);
-  for (int64_t i = 0; i < n; ++i) {
-    const float* row = embedding_.data() + static_cast<int64_t>(species[i]) * F;
-    std::copy(row, row + F, x + i * F);
+EquivariantTransformer::State EquivariantTransformer::Evaluation::allocate(size_t index) {
+  const bool last = index + 1 == network_.layers_.size();
+  const auto take = [&](int64_t width) { return workspace_.take<float>(n_ * width); };
+  State s{};
+  s.normal = take(F);
+  s.inverse = take(1);
+  s.qkv = take(qkv_width_);
+  s.query = take(F);
+  s.key = take(F);
+  s.query_inverse = take(H);
+  s.key_inverse = take(H);
+  s.scaled_query = take(F);
+  s.rounded_key = take(F);
+  s.update_normal = take(F);
+  s.update_inverse = take(1);
+  s.before = take(c_.hidden);
+  s.gates = take(VW);
+  Attention& a = s.attention;
+  a.heads = H;
+  a.scalars = F;
+  a.channels = C;
+  a.max_degree = L;
+  a.softmax = c_.softmax;
+  a.axial = c_.axial;
+  a.query = s.scaled_query;
+  a.key = s.rounded_key;
+  a.value = s.qkv + 2 * F;
+  a.value_ld = qkv_width_;
+  a.raw = workspace_.take<float>(2 * geometry_.edges.n_pairs * H);
+  a.invariants = take(VW);
+  for (int l = 1; l <= L; ++l) {
+    const int64_t width = static_cast<int64_t>(2 * l + 1) * C;
+    a.messages[l] = c_.softmax && gradients_ ? take(width) : nullptr;
+    a.vectors_out[l] = s.vectors[l] = take(width);
+    s.local[l] = frames_[l] != nullptr ? take(width) : s.vectors[l];
+    s.mixed[l] = take(2 * width);
+    s.product[l] = network_.couplings_.empty() ? nullptr : take(width);
+    s.updated[l] = last && gradients_ ? nullptr : take(width);
   }
-  float* h = workspace.take<float>(n * F);
-  float* inputs = workspace.take<float>(n * VW);
-  float* hidden = workspace.take<float>(n * c.hidden);
-  const float* vectors[kMaxDegree + 1] = {};
+  return s;
+}
 
-  for (size_t index = 0; index < layers_.size(); ++index) {
-    const Layer& layer = layers_[index];
-    State& s = states[index];
-    const bool first = index == 0, last = index + 1 == layers_.size();
+void EquivariantTransformer::Evaluation::store_filters(size_t index, bool slopes) {
+  Attention& a = states_[index].attention;
+  a.filters = filters_;
+  a.slopes = slopes ? slopes_ : nullptr;
+  if (filters_ != nullptr) k_.filters(geometry_.edges, a, filters_, slopes ? slopes_ : nullptr);
+}
 
-    s.normal = workspace.take<float>(n * F);
-    s.inverse = workspace.take<float>(n);
-    k.layer_norm(n, F, x, layer.norm_gain.data(), layer.norm_bias.data(), s.normal, s.inverse, h,
-                 F);
-    float* qkv = workspace.take<float>(n * qkv_width);
-    layer.qkv.forward(n, species, h, F, qkv, qkv_width, false, workspace);
-    s.query = workspace.take<float>(n * F);
-    s.key = workspace.take<float>(n * F);
-    s.query_inverse = workspace.take<float>(n * H);
-    s.key_inverse = workspace.take<float>(n * H);
-    float* scaled_query = workspace.take<float>(n * F);
-    float* rounded_key = workspace.take<float>(n * F);
-    k.heads(n, H, F / H, qkv, qkv_width, c.robust, c.attention_highest, layer.query_factor.data(), s.query,
-            s.query_inverse, scaled_query);
-    k.heads(n, H, F / H, qkv + F, qkv_width, c.robust, c.attention_highest, ones_.data(), s.key, s.key_inverse,
-            rounded_key);
+void EquivariantTransformer::Evaluation::forward(float* energies) {
+  const size_t layers = network_.layers_.size();
+  each_block([&](int64_t begin, int64_t end, Workspace& local) { prepare(0, begin, end, local); });
+  for (size_t index = 0; index < layers; ++index) {
+    store_filters(index, false);
+    each_block([&](int64_t begin, int64_t end, Workspace& local) {
+      attend(index, begin, end, local);
+      update(index, begin, end, local);
+      if (index + 1 < layers) {
+        prepare(index + 1, begin, end, local);
+      } else {
+        head(begin, end, local, energies);
+      }
+    });
+  }
+}
 
+void EquivariantTransformer::Evaluation::prepare(size_t index, int64_t begin, int64_t end,
+                                                 Workspace& local) {
+  const Layer& layer = network_.layers_[index];
+  State& s = states_[index];
+  const int64_t n = end - begin;
+  const bool first = index == 0;
+  if (begin == 0) {
     Attention& a = s.attention;
-    a = {};
-    a.heads = H;
-    a.scalars = F;
-    a.channels = C;
-    a.max_degree = L;
     a.first = first;
-    a.softmax = c.softmax;
     a.table = layer.table.data();
-    a.stride = table_stride(first);
-    a.query = scaled_query;
-    a.key = rounded_key;
-    a.value = qkv + 2 * F;
-    a.value_ld = qkv_width;
-    a.raw = workspace.take<float>(geometry.pairs.n_pairs * 2 * H);
-    a.sums = workspace.take<float>(n * H);
-    std::fill(a.sums, a.sums + n * H, 1.0f);
+    a.stride = network_.table_stride(first);
     a.invariant_ld = first ? F : VW;
-    a.invariants = workspace.zeros<float>(n * a.invariant_ld);
-    for (int l = 1; l <= L; ++l) {
-      const int64_t size = n * (2 * l + 1) * C;
-      a.vectors[l] = vectors[l];
-      a.messages[l] = workspace.zeros<float>(size);
-      s.vectors[l] = workspace.take<float>(size);
-    }
-    k.attention(geometry.pairs, a);
-    k.attention_finish(geometry.pairs, a, s.vectors);
-    layer.output.forward(n, species, a.invariants, a.invariant_ld, x, F, true, workspace);
-
-    s.update_normal = workspace.take<float>(n * F);
-    s.update_inverse = workspace.take<float>(n);
-    k.layer_norm(n, F, x, layer.update_gain.data(), layer.update_bias.data(), s.update_normal,
-                 s.update_inverse, inputs, VW);
-    for (int l = 1; l <= L; ++l) {
-      const int64_t size = n * (2 * l + 1) * C;
-      s.local[l] = s.vectors[l];
-      if (frames[l] != nullptr) {
-        s.local[l] = workspace.take<float>(size);
-        k.rotate(n, 2 * l + 1, C, frames[l], true, s.vectors[l], s.local[l], false);
-      }
-      s.mixed[l] = workspace.take<float>(2 * size);
-      layer.mix[static_cast<size_t>(l)].forward_vectors(n, 2 * l + 1, s.local[l], s.mixed[l],
-                                                        workspace);
-      const float factor = 1.0f / std::sqrt(static_cast<float>(2 * l + 1));
-      k.vector_dot(n, 2 * l + 1, C, s.mixed[l], factor, inputs + F + (l - 1) * C, VW);
-    }
-    s.before = workspace.take<float>(n * c.hidden);
-    layer.hidden.forward(n, species, inputs, VW, s.before, c.hidden, false, workspace);
-    k.silu(n * c.hidden, s.before, hidden);
-    if (last) {
-      layer.update.forward(n, species, hidden, c.hidden, x, F, true, workspace);
-      continue;
-    }
-    s.gates = workspace.take<float>(n * VW);
-    layer.update.forward(n, species, hidden, c.hidden, s.gates, VW, false, workspace);
-    for (int64_t i = 0; i < n; ++i) k.add(F, s.gates + i * VW, x + i * F);
-    for (int l = 1; l <= L; ++l) {
-      s.product[l] = couplings_.empty() ? nullptr : workspace.zeros<float>(n * (2 * l + 1) * C);
-    }
-    for (size_t path = 0; path < couplings_.size(); ++path) {
-      const Coupling coupling = this->coupling(layer, path);
-      k.couple(n, C, coupling, s.mixed[coupling.l1], s.mixed[coupling.l2],
-               s.product[coupling.l3]);
-    }
-    for (int l = 1; l <= L; ++l) {
-      const int64_t size = n * (2 * l + 1) * C;
-      float* updated = workspace.take<float>(size);
-      k.gate(n, 2 * l + 1, C, s.gates + F + (l - 1) * C, VW, s.mixed[l], s.product[l], updated);
-      if (frames[l] != nullptr) {
-        float* turned = workspace.take<float>(size);
-        k.rotate(n, 2 * l + 1, C, frames[l], false, updated, turned, false);
-        updated = turned;
-      }
-      k.add(size, s.vectors[l], updated);
-      vectors[l] = updated;
-    }
+    for (int l = 1; l <= L; ++l) a.vectors[l] = first ? nullptr : states_[index - 1].updated[l];
   }
-
-  State& head = states.back();
-  head.normal = workspace.take<float>(n * F);
-  head.inverse = workspace.take<float>(n);
-  k.layer_norm(n, F, x, head_gain_.data(), head_bias_.data(), head.normal, head.inverse, h, F);
-  head.before = workspace.take<float>(n * F);
-  head_hidden_.forward(n, species, h, F, head.before, F, false, workspace);
-  k.silu(n * F, head.before, h);
-  head_output_.forward(n, species, h, F, energies, 1, false, workspace);
+  float* h = local.take<float>(n * F);
+  k_.layer_norm(n, F, x_ + begin * F, layer.norm_gain.data(), layer.norm_bias.data(),
+                s.normal + begin * F, s.inverse + begin, h, F);
+  float* qkv = s.qkv + begin * qkv_width_;
+  layer.qkv.forward(n, species_ + begin, h, F, qkv, qkv_width_, false, local);
+  k_.heads(n, H, F / H, qkv, qkv_width_, c_.robust, c_.attention_highest,
+           layer.query_factor.data(), s.query + begin * F, s.query_inverse + begin * H,
+           s.scaled_query + begin * F);
+  k_.heads(n, H, F / H, qkv + F, qkv_width_, c_.robust, c_.attention_highest,
+           network_.ones_.data(), s.key + begin * F, s.key_inverse + begin * H,
+           s.rounded_key + begin * F);
 }
 
-void EquivariantTransformer::backward(const PairGeometry& geometry, const int32_t* species,
-                                      const float* const* frames, int64_t most_pairs,
-                                      Workspace& workspace,
-                                      const std::vector<State>& states, float* d_distance,
-                                      float* const* d_harmonics) const {
-  const Kernels& k = *kernels_;
-  const auto& c = config_;
-  const int64_t n = geometry.pairs.n_atoms;
-  const int F = c.scalars, C = c.channels, L = c.max_degree, H = c.heads, VW = F + L * C;
-  const int64_t qkv_width = 2 * F + VW;
+void EquivariantTransformer::Evaluation::attend(size_t index, int64_t begin, int64_t end,
+                                                Workspace& local) {
+  const Attention& a = states_[index].attention;
+  const Edges& edges = geometry_.edges;
+  k_.attention(edges, a, begin, end, local.take<float>(edge_scratch(edges.most, a.stride, H)));
+  network_.layers_[index].output.forward(end - begin, species_ + begin,
+                                         a.invariants + begin * a.invariant_ld, a.invariant_ld,
+                                         x_ + begin * F, F, true, local);
+}
 
-  float* dx = workspace.zeros<float>(n * F);
-  float* dh = workspace.take<float>(n * F);
-  float* d_qkv = workspace.take<float>(n * qkv_width);
-  float* d_inputs = workspace.take<float>(n * VW);
-  float* d_gates = workspace.take<float>(n * VW);
-  float* d_hidden = workspace.take<float>(n * c.hidden);
-  float* d_sums = workspace.take<float>(n * H);
-  float* scratch = workspace.take<float>(most_pairs * pair_scratch());
-  float *d_vectors[kMaxDegree + 1] = {}, *d_mixed[kMaxDegree + 1] = {};
-  float *d_products[kMaxDegree + 1] = {}, *d_messages[kMaxDegree + 1] = {};
+void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int64_t end,
+                                                Workspace& local) {
+  const Layer& layer = network_.layers_[index];
+  State& s = states_[index];
+  const int64_t n = end - begin;
+  float* inputs = local.take<float>(n * VW);
+  float* hidden = local.take<float>(n * c_.hidden);
+  float* x = x_ + begin * F;
+  k_.layer_norm(n, F, x, layer.update_gain.data(), layer.update_bias.data(),
+                s.update_normal + begin * F, s.update_inverse + begin, inputs, VW);
+  for (int l = 1; l <= L; ++l) {
+    const int m = 2 * l + 1;
+    const int64_t at = begin * m * C;
+    if (frames_[l] != nullptr) {
+      k_.rotate(n, m, C, frames_[l] + begin * m * m, true, s.vectors[l] + at, s.local[l] + at,
+                false);
+    }
+    layer.mix[static_cast<size_t>(l)].forward_vectors(n, m, s.local[l] + at, s.mixed[l] + 2 * at,
+                                                      local);
+    const float factor = 1.0f / std::sqrt(static_cast<float>(m));
+    k_.vector_dot(n, m, C, s.mixed[l] + 2 * at, factor, inputs + F + (l - 1) * C, VW);
+  }
+  float* before = s.before + begin * c_.hidden;
+  layer.hidden.forward(n, species_ + begin, inputs, VW, before, c_.hidden, false, local);
+  k_.silu(n * c_.hidden, before, hidden);
+  if (index + 1 == network_.layers_.size()) {
+    layer.update.forward(n, species_ + begin, hidden, c_.hidden, x, F, true, local);
+    return;
+  }
+  float* gates = s.gates + begin * VW;
+  layer.update.forward(n, species_ + begin, hidden, c_.hidden, gates, VW, false, local);
+  for (int64_t i = 0; i < n; ++i) k_.add(F, gates + i * VW, x + i * F);
+  const auto row = [&](int l) { return begin * (2 * l + 1) * C; };
+  if (!network_.couplings_.empty()) {
+    for (int l = 1; l <= L; ++l) {
+      std::fill(s.product[l] + row(l), s.product[l] + end * (2 * l + 1) * C, 0.0f);
+    }
+  }
+  for (size_t path = 0; path < network_.couplings_.size(); ++path) {
+    const Coupling coupling = network_.coupling(layer, path);
+    k_.couple(n, C, coupling, s.mixed[coupling.l1] + 2 * row(coupling.l1),
+              s.mixed[coupling.l2] + 2 * row(coupling.l2), s.product[coupling.l3] + row(coupling.l3));
+  }
+  for (int l = 1; l <= L; ++l) {
+    const int m = 2 * l + 1;
+    const int64_t at = row(l);
+    const float* product = s.product[l] != nullptr ? s.product[l] + at : nullptr;
+    float* updated = s.updated[l] + at;
+    if (frames_[l] != nullptr) {
+      float* gated = local.take<float>(n * m * C);
+      k_.gate(n, m, C, gates + F + (l - 1) * C, VW, s.mixed[l] + 2 * at, product, gated);
+      k_.rotate(n, m, C, frames_[l] + begin * m * m, false, gated, updated, false);
+    } else {
+      k_.gate(n, m, C, gates + F + (l - 1) * C, VW, s.mixed[l] + 2 * at, product, updated);
+    }
+    k_.add(n * m * C, s.vectors[l] + at, updated);
+  }
+}
+
+void EquivariantTransformer::Evaluation::head(int64_t begin, int64_t end, Workspace& local,
+                                              float* energies) {
+  State& s = states_.back();
+  const int64_t n = end - begin;
+  float* h = local.take<float>(n * F);
+  k_.layer_norm(n, F, x_ + begin * F, network_.head_gain_.data(), network_.head_bias_.data(),
+                s.normal + begin * F, s.inverse + begin, h, F);
+  float* before = s.before + begin * F;
+  network_.head_hidden_.forward(n, species_ + begin, h, F, before, F, false, local);
+  k_.silu(n * F, before, h);
+  network_.head_output_.forward(n, species_ + begin, h, F, energies + begin, 1, false, local);
+}
+
+const float* EquivariantTransformer::Evaluation::backward() {
+  const int64_t n_edges = 2 * geometry_.edges.n_pairs;
+  dx_ = workspace_.zeros<float>(n_ * F);
+  d_qkv_ = workspace_.take<float>(n_ * qkv_width_);
+  d_invariants_ = workspace_.take<float>(n_ * VW);
+  d_sums_ = workspace_.take<float>(n_ * H);
+  d_z_ = workspace_.take<float>(n_edges * H);
+  edge_gradient_ = workspace_.zeros<float>(n_edges * edge_gradients(L));
+  for (int l = 1; l <= L; ++l) {
+    const int64_t size = n_ * (2 * l + 1) * C;
+    d_vectors_[l] = workspace_.zeros<float>(size);  // nothing reads the last layer's vectors
+    d_messages_[l] = workspace_.take<float>(size);
+  }
+  const size_t layers = network_.layers_.size();
+  each_block([&](int64_t begin, int64_t end, Workspace& local) {
+    head_backward(begin, end, local);
+    update_backward(layers - 1, begin, end, local);
+  });
+  for (size_t index = layers; index-- > 0;) {
+    store_filters(index, true);
+    const Attention& a = states_[index].attention;
+    const AttentionGradient g = attention_gradient();
+    each_block([&](int64_t begin, int64_t end, Workspace& local) {
+      const Edges& edges = geometry_.edges;
+      k_.attention_backward(edges, a, g, begin, end,
+                            local.take<float>(edge_scratch(edges.most, a.stride, H)));
+    });
+    if (index == 0) break;  // the embedding does not depend on positions
+    each_block([&](int64_t begin, int64_t end, Workspace& local) {
+      k_.attention_query_backward(geometry_.edges, a, g, begin, end);
+      prepare_backward(index, begin, end, local);
+      update_backward(index - 1, begin, end, local);
+    });
+  }
+  return edge_gradient_;
+}
+
+AttentionGradient EquivariantTransformer::Evaluation::attention_gradient() const {
+  AttentionGradient g{};
+  g.invariants = d_invariants_;
+  g.sums = d_sums_;
+  g.query = d_qkv_;
+  g.key = d_qkv_ + F;
+  g.value = d_qkv_ + 2 * F;
+  g.qkv_ld = qkv_width_;
+  g.d_z = d_z_;
+  g.geometry = edge_gradient_;
+  for (int l = 1; l <= L; ++l) {
+    g.messages[l] = d_messages_[l];
+    g.vectors[l] = d_vectors_[l];
+  }
+  return g;
+}
+
+void EquivariantTransformer::Evaluation::head_backward(int64_t begin, int64_t end,
+                                                       Workspace& local) {
+  const State& s = states_.back();
+  const int64_t n = end - begin;
+  float* seed = local.take<float>(n);
+  for (int64_t i = 0; i < n; ++i) {
+    seed[i] = static_cast<float>(network_.scale_[static_cast<size_t>(species_[begin + i])]);
+  }
+  float* dh = local.take<float>(n * F);
+  float* d_normed = local.take<float>(n * F);
+  network_.head_output_.backward(n, seed, 1, dh, F, false, local);
+  k_.silu_backward(n * F, s.before + begin * F, dh);
+  network_.head_hidden_.backward(n, dh, F, d_normed, F, false, local);
+  k_.layer_norm_backward(n, F, d_normed, F, network_.head_gain_.data(), s.normal + begin * F,
+                         s.inverse + begin, dx_ + begin * F);
+}
+
+void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t begin, int64_t end,
+                                                         Workspace& local) {
+  const Layer& layer = network_.layers_[index];
+  const State& s = states_[index];
+  const int64_t n = end - begin;
+  const bool last = index + 1 == network_.layers_.size();
+  const auto row = [&](int l) { return begin * (2 * l + 1) * C; };
+  const auto size = [&](int l) { return n * (2 * l + 1) * C; };
+  float* dx = dx_ + begin * F;
+  float* d_inputs = local.take<float>(n * VW);
+  float* d_hidden = local.take<float>(n * c_.hidden);
+  float *d_mixed[kMaxDegree + 1] = {}, *d_product[kMaxDegree + 1] = {};
   float* d_local[kMaxDegree + 1] = {};
   for (int l = 1; l <= L; ++l) {
-    const int64_t size = n * (2 * l + 1) * C;
-    d_vectors[l] = workspace.take<float>(size);
-    d_messages[l] = workspace.take<float>(size);
-    d_local[l] = workspace.take<float>(size);
-    d_mixed[l] = workspace.take<float>(2 * size);
-    d_products[l] = couplings_.empty() ? nullptr : workspace.take<float>(size);
+    d_mixed[l] = local.take<float>(2 * size(l));
+    d_local[l] = local.take<float>(size(l));
+    if (!network_.couplings_.empty()) d_product[l] = local.take<float>(size(l));
   }
-
-  float* seed = workspace.take<float>(n);
-  for (int64_t i = 0; i < n; ++i) {
-    seed[i] = static_cast<float>(scale_[static_cast<size_t>(species[i])]);
-  }
-  const State& head = states.back();
-  head_output_.backward(n, seed, 1, dh, F, false, workspace);
-  k.silu_backward(n * F, head.before, dh);
-  float* d_normed = workspace.take<float>(n * F);
-  head_hidden_.backward(n, dh, F, d_normed, F, false, workspace);
-  k.layer_norm_backward(n, F, d_normed, F, head_gain_.data(), head.normal, head.inverse, dx);
-
-  for (size_t index = layers_.size(); index-- > 0;) {
-    const Layer& layer = layers_[index];
-    const State& s = states[index];
-    const bool first = index == 0, last = index + 1 == layers_.size();
-
-    if (last) {
-      layer.update.backward(n, dx, F, d_hidden, c.hidden, false, workspace);
-      for (int l = 1; l <= L; ++l) {
-        const int64_t size = n * (2 * l + 1) * C;
-        std::fill(d_mixed[l], d_mixed[l] + 2 * size, 0.0f);
-        std::fill(d_vectors[l], d_vectors[l] + size, 0.0f);
+  if (last) {
+    layer.update.backward(n, dx, F, d_hidden, c_.hidden, false, local);
+    for (int l = 1; l <= L; ++l) std::fill(d_mixed[l], d_mixed[l] + 2 * size(l), 0.0f);
+  } else {
+    float* d_gates = local.take<float>(n * VW);
+    for (int64_t i = 0; i < n; ++i) std::copy(dx + i * F, dx + (i + 1) * F, d_gates + i * VW);
+    for (int l = 1; l <= L; ++l) {
+      const int m = 2 * l + 1;
+      const int64_t column = F + (l - 1) * C;
+      const float* d_update = d_vectors_[l] + row(l);
+      if (frames_[l] != nullptr) {
+        k_.rotate(n, m, C, frames_[l] + begin * m * m, true, d_update, d_local[l], false);
+        d_update = d_local[l];
       }
+      const float* product = s.product[l] != nullptr ? s.product[l] + row(l) : nullptr;
+      k_.gate_backward(n, m, C, s.gates + begin * VW + column, VW, s.mixed[l] + 2 * row(l),
+                       product, d_update, d_gates + column, VW, d_mixed[l], d_product[l]);
+    }
+    for (size_t path = 0; path < network_.couplings_.size(); ++path) {
+      const Coupling coupling = network_.coupling(layer, path);
+      k_.couple_backward(n, C, coupling, s.mixed[coupling.l1] + 2 * row(coupling.l1),
+                         s.mixed[coupling.l2] + 2 * row(coupling.l2), d_product[coupling.l3],
+                         d_mixed[coupling.l1], d_mixed[coupling.l2]);
+    }
+    layer.update.backward(n, d_gates, VW, d_hidden, c_.hidden, false, local);
+  }
+  k_.silu_backward(n * c_.hidden, s.before + begin * c_.hidden, d_hidden);
+  layer.hidden.backward(n, d_hidden, c_.hidden, d_inputs, VW, false, local);
+  for (int l = 1; l <= L; ++l) {
+    const int m = 2 * l + 1;
+    const float factor = 1.0f / std::sqrt(static_cast<float>(m));
+    k_.vector_dot_backward(n, m, C, s.mixed[l] + 2 * row(l), factor, d_inputs + F + (l - 1) * C,
+                           VW, d_mixed[l]);
+    layer.mix[static_cast<size_t>(l)].backward_vectors(n, m, s.local[l] + row(l), d_mixed[l],
+                                                       d_local[l], local);
+    float* d_message = d_messages_[l] + row(l);
+    std::copy(d_vectors_[l] + row(l), d_vectors_[l] + row(l) + size(l), d_message);
+    if (frames_[l] != nullptr) {
+      k_.rotate(n, m, C, frames_[l] + begin * m * m, false, d_local[l], d_message, true);
     } else {
-      for (int64_t i = 0; i < n; ++i) std::copy(dx + i * F, dx + (i + 1) * F, d_gates + i * VW);
-      for (int l = 1; l <= L; ++l) {
-        const int64_t column = F + (l - 1) * C;
-        const float* d_update = d_vectors[l];
-        if (frames[l] != nullptr) {
-          k.rotate(n, 2 * l + 1, C, frames[l], true, d_vectors[l], d_local[l], false);
-          d_update = d_local[l];
-        }
-        k.gate_backward(n, 2 * l + 1, C, s.gates + column, VW, s.mixed[l], s.product[l], d_update,
-                        d_gates + column, VW, d_mixed[l], d_products[l]);
-      }
-      for (size_t path = 0; path < couplings_.size(); ++path) {
-        const Coupling coupling = this->coupling(layer, path);
-        k.couple_backward(n, C, coupling, s.mixed[coupling.l1], s.mixed[coupling.l2],
-                          d_products[coupling.l3], d_mixed[coupling.l1], d_mixed[coupling.l2]);
-      }
-      layer.update.backward(n, d_gates, VW, d_hidden, c.hidden, false, workspace);
+      k_.add(size(l), d_local[l], d_message);
     }
-    k.silu_backward(n * c.hidden, s.before, d_hidden);
-    layer.hidden.backward(n, d_hidden, c.hidden, d_inputs, VW, false, workspace);
-    for (int l = 1; l <= L; ++l) {
-      const float factor = 1.0f / std::sqrt(static_cast<float>(2 * l + 1));
-      k.vector_dot_backward(n, 2 * l + 1, C, s.mixed[l], factor, d_inputs + F + (l - 1) * C, VW,
-                            d_mixed[l]);
-      layer.mix[static_cast<size_t>(l)].backward_vectors(n, 2 * l + 1, s.local[l], d_mixed[l],
-                                                         d_local[l], workspace);
-      if (frames[l] != nullptr) {
-        k.rotate(n, 2 * l + 1, C, frames[l], false, d_local[l], d_vectors[l], true);
-      } else {
-        k.add(n * (2 * l + 1) * C, d_local[l], d_vectors[l]);
-      }
-    }
-    k.layer_norm_backward(n, F, d_inputs, VW, layer.update_gain.data(), s.update_normal,
-                          s.update_inverse, dx);
-
-    const Attention& a = s.attention;
-    float* d_invariants = d_inputs;
-    layer.output.backward(n, dx, F, d_invariants, a.invariant_ld, false, workspace);
-    k.attention_finish_backward(geometry.pairs, a, d_invariants, d_vectors, d_messages, d_sums);
-    std::fill(d_qkv, d_qkv + n * qkv_width, 0.0f);
-    AttentionGradient g{};
-    g.sums = d_sums;
-    g.invariants = d_invariants;
-    g.query = d_qkv;
-    g.key = d_qkv + F;
-    g.value = d_qkv + 2 * F;
-    g.qkv_ld = qkv_width;
-    g.distance = d_distance;
-    g.scratch = scratch;
-    for (int l = 1; l <= L; ++l) {
-      g.messages[l] = d_messages[l];
-      g.vectors[l] = d_vectors[l];
-      g.harmonics[l] = d_harmonics[l];
-    }
-    k.attention_backward(geometry.pairs, a, g);
-    if (first) break;  // the embedding does not depend on positions
-    k.heads_backward(n, H, F / H, c.robust, layer.query_factor.data(), s.query, s.query_inverse,
-                     d_qkv, qkv_width);
-    k.heads_backward(n, H, F / H, c.robust, ones_.data(), s.key, s.key_inverse, d_qkv + F,
-                     qkv_width);
-    layer.qkv.backward(n, d_qkv, qkv_width, dh, F, false, workspace);
-    k.layer_norm_backward(n, F, dh, F, layer.norm_gain.data(), s.normal, s.inverse, dx);
   }
+  k_.layer_norm_backward(n, F, d_inputs, VW, layer.update_gain.data(),
+                         s.update_normal + begin * F, s.update_inverse + begin, dx);
+  const Attention& a = s.attention;
+  layer.output.backward(n, dx, F, d_invariants_ + begin * a.invariant_ld, a.invariant_ld, false,
+                        local);
+  if (c_.softmax) k_.attention_sums_backward(a, attention_gradient(), begin, end);
+}
+
+void EquivariantTransformer::Evaluation::prepare_backward(size_t index, int64_t begin, int64_t end,
+                                                          Workspace& local) {
+  const Layer& layer = network_.layers_[index];
+  const State& s = states_[index];
+  const int64_t n = end - begin;
+  float* d_qkv = d_qkv_ + begin * qkv_width_;
+  k_.heads_backward(n, H, F / H, c_.robust, layer.query_factor.data(), s.query + begin * F,
+                    s.query_inverse + begin * H, d_qkv, qkv_width_);
+  k_.heads_backward(n, H, F / H, c_.robust, network_.ones_.data(), s.key + begin * F,
+                    s.key_inverse + begin * H, d_qkv + F, qkv_width_);
+  float* dh = local.take<float>(n * F);
+  layer.qkv.backward(n, d_qkv, qkv_width_, dh, F, false, local);
+  k_.layer_norm_backward(n, F, dh, F, layer.norm_gain.data(), s.normal + begin * F,
+                         s.inverse + begin, dx_ + begin * F);
 }
 
 }  // namespace equibit

@@ -24,6 +24,7 @@ struct TransformerConfig {
   int splines;
   double cutoff;
   bool softmax;
+  bool axial;  // parts of vectors along a bond reach every degree
   bool robust;
   int attention_highest;  // code of queries and keys, 0 where they are not rounded
   bool local_frames;      // vectors are rounded in the atoms' own axes
@@ -40,7 +41,7 @@ class EquivariantTransformer final : public Network {
   int elements() const override { return config_.elements; }
   const char* kernels_name() const override { return kernels_->name; }
 
-  void compute(PairList& pairs, const int32_t* species, Workspace& workspace,
+  void compute(PairList& pairs, const int32_t* species, Workspace& workspace, Crew& crew,
                const Outputs& outputs) const override;
 
  private:
@@ -58,15 +59,11 @@ class EquivariantTransformer final : public Network {
     std::vector<float> values;
   };
   struct State;
+  class Evaluation;
 
-  int64_t table_stride(bool first) const;
+  int table_columns(bool first) const;
+  int64_t table_stride(bool first) const;  // columns, padded
   Coupling coupling(const Layer& layer, size_t path) const;
-  void forward(const PairGeometry& geometry, const int32_t* species, const float* const* frames,
-               Workspace& workspace, std::vector<State>& states, float* energies) const;
-  void backward(const PairGeometry& geometry, const int32_t* species,
-                const float* const* frames, int64_t most_pairs,
-                Workspace& workspace, const std::vector<State>& states, float* d_distance,
-                float* const* d_harmonics) const;
 
   TransformerConfig config_;
   const Kernels* kernels_;
