@@ -119,6 +119,18 @@ def test_the_same_model_as_outer_force_changes_nothing(tmp_path: Path) -> None:
         assert (values == columns(tmp_path / "outer")[name]).all(), name
 
 
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    crowd = Structure(
+        np.tile(ETHANOL.numbers, 40),
+        np.concatenate([ETHANOL.positions + np.array([9.0 * k, 0, 0]) for k in range(40)]),
+    )
+    for threads in (1, 2):
+        run_dynamics(MODEL, crowd, settings(), tmp_path / str(threads), threads=threads)
+    for name in ("trajectory.xyz", "samples.csv"):
+        one, two = (tmp_path / str(threads) / name for threads in (1, 2))
+        assert one.read_bytes() == two.read_bytes()
+
+
 KILLED = """
 import sys
 import time
@@ -224,6 +236,7 @@ def test_atoms_that_meet_end_the_run(tmp_path: Path) -> None:
         cell=None,
         periodic=[False] * 3,
         skin=0.5,
+        threads=1,
         masses=np.array([1.0, 1.0]),
         timestep=1.0,
         inner_steps=1,

@@ -141,9 +141,11 @@ Container::Container(std::vector<std::byte> bytes, const std::string& kind, int6
     damaged("its header is not readable");
   }
   const std::string_view body = all.substr(body_at, all.size() - body_at - 1);
+#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
   if (all.substr(kBefore.size(), kDigest) != digest_of(body, tensors_)) {
     damaged("its checksum does not match");
   }
+#endif
   header_ = Json::parse(body);
   const std::string& held = header_.at("kind").text("kind");
   if (held != kind) {

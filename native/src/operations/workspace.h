@@ -12,13 +12,18 @@ namespace equibit {
 
 class Workspace {
  public:
-  /// Forget everything taken; what did not fit last time becomes one block.
+  /// Forget everything taken; what did not fit last time becomes one block, if there is memory.
   void reset() {
-    if (!extra_.empty()) {
-      extra_.clear();
-      block_ = Block(used_ + used_ / 8);
-    }
+    const size_t wanted = used_ + used_ / 8;
     used_ = 0;
+    if (extra_.empty()) return;
+    extra_.clear();
+    block_ = Block();
+    try {
+      block_ = Block(wanted);
+    } catch (const std::bad_alloc&) {
+      // The next evaluation may be smaller.
+    }
   }
 
   /// Uninitialised memory for n values, aligned to 64 bytes, until the next reset.
@@ -26,9 +31,9 @@ class Workspace {
   T* take(int64_t n) {
     const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 127) / 64 * 64;
     const size_t begin = used_;
+    if (begin + bytes > block_.size) extra_.emplace_back(bytes);
     used_ += bytes;
     if (used_ <= block_.size) return reinterpret_cast<T*>(block_.data.get() + begin);
-    extra_.emplace_back(bytes);
     return reinterpret_cast<T*>(extra_.back().data.get());
   }
 

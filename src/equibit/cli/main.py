@@ -62,6 +62,9 @@ SUBCOMMANDS = {
     "inspect": Subcommand(
         "equibit.cli.inspect", "Say what a model file holds: layers, bits, bytes, its card."
     ),
+    "export": Subcommand(
+        "equibit.cli.export", "Write one checked model file, for Python and for C."
+    ),
     "experiment": Subcommand(
         "equibit.cli.experiment", "Make the published tables, stage by stage; write model cards."
     ),

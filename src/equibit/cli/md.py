@@ -54,6 +54,9 @@ def md(
     kernels: Annotated[
         str | None, typer.Option(help="Instruction set, where not the fastest.")
     ] = None,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; more than one pays from a few hundred atoms on.")
+    ] = 1,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start afresh instead of going on where it stopped.")
     ] = False,
@@ -84,7 +87,13 @@ def md(
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
         outlook = foresee(
-            model, start, settings, output, outer=outer, trajectory_format=trajectory_format
+            model,
+            start,
+            settings,
+            output,
+            outer=outer,
+            trajectory_format=trajectory_format,
+            threads=threads,
         ).to_json()
         if as_json:
             typer.echo(json.dumps(outlook))
@@ -100,6 +109,7 @@ def md(
             outer=outer,
             trajectory_format=trajectory_format,
             kernels=kernels,
+            threads=threads,
             resume=not restart,
             watch=watch,
         )

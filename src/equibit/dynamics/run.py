@@ -94,6 +94,7 @@ class DynamicsResult(Record):
         model, recipe: what moved the atoms; outer_model: of the outer force, or None.
         kernels: instruction set.
         n_atoms: atoms.
+        threads: that shared each step.
         settings: see ``DynamicsSettings``.
         steps: made.
         time: simulated, in ps.
@@ -112,6 +113,7 @@ class DynamicsResult(Record):
     outer_model: str | None
     kernels: str
     n_atoms: int
+    threads: int
     settings: dict[str, Any]
     steps: int
     time: float
@@ -165,13 +167,14 @@ def foresee(
     *,
     outer: str | os.PathLike[str] | None = None,
     trajectory_format: str = "extxyz",
+    threads: int = 1,
 ) -> Outlook:
     """What ``run_dynamics`` would do; writes nothing.
 
     Raises:
         EquibitError: what ``run_dynamics`` would raise before its first step.
     """
-    run = _Run(model, structure, settings, Path(output), outer, trajectory_format, None)
+    run = _Run(model, structure, settings, Path(output), outer, trajectory_format, None, threads)
     loop = run.loop(run.beginning())
     steps = _TRIAL_STEPS * settings.inner_steps
     loop.run(steps, settings.sample_every)
@@ -205,6 +208,7 @@ def run_dynamics(
     outer: str | os.PathLike[str] | None = None,
     trajectory_format: str = "extxyz",
     kernels: str | None = None,
+    threads: int = 1,
     resume: bool = True,
     watch: Watcher | None = None,
 ) -> DynamicsResult:
@@ -225,6 +229,7 @@ def run_dynamics(
         outer: model of the outer force.
         trajectory_format: ``extxyz`` or ``traj`` (ASE).
         kernels: instruction set by name; the fastest when None.
+        threads: that share each step; more than one pays from a few hundred atoms on.
         resume: False starts anew.
         watch: told several times a second where the run is.
 
@@ -239,7 +244,7 @@ def run_dynamics(
         WriteError: a file cannot be written; the checkpoint stays.
     """
     folder = Path(output)
-    run = _Run(model, structure, settings, folder, outer, trajectory_format, kernels)
+    run = _Run(model, structure, settings, folder, outer, trajectory_format, kernels, threads)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         for name in (CHECKPOINT, RESULT):
@@ -277,7 +282,10 @@ class _Run:
         outer: str | os.PathLike[str] | None,
         trajectory_format: str,
         kernels: str | None,
+        threads: int,
     ) -> None:
+        if not 1 <= threads <= 256:
+            raise ConfigError(f"threads is {threads}; expected 1 to 256")
         if outer is None and settings.inner_steps > 1:
             raise ConfigError("inner_steps above 1 need an outer model")
         if trajectory_format not in TRAJECTORIES:
@@ -295,6 +303,7 @@ class _Run:
         self.settings = settings
         self.folder = folder
         self.format = trajectory_format
+        self.threads = threads
         self.masses = masses_of(structure)
         self.species = species_index(structure, self.potential.info.elements).astype(np.int32)
         self.bonds: Bonds = find_bonds(structure)
@@ -325,6 +334,7 @@ class _Run:
                 cell=None if structure.cell is None else np.ascontiguousarray(structure.cell),
                 periodic=structure.pbc.tolist(),
                 skin=settings.skin,
+                threads=self.threads,
                 masses=self.masses,
                 timestep=settings.timestep,
                 inner_steps=settings.inner_steps,
@@ -531,6 +541,7 @@ class _Run:
             outer_model=None if self.outer is None else self.outer.info.name,
             kernels=self.potential.kernels,
             n_atoms=len(self.structure),
+            threads=self.threads,
             settings=settings.physics(),
             steps=point.step,
             time=point.step * settings.timestep * 1e-3,
