@@ -85,6 +85,7 @@ void test_product(const Kernels& kernels, int rows, int in, int out, int bits, i
   std::vector<float> y(static_cast<size_t>(rows) * out, 1.0f);
   Workspace workspace;
   product.forward(rows, nullptr, x.data(), in, y.data(), out, true, workspace);
+  kernels.release();
   const std::vector<float>& bias = model.floats[1];
   double worst = 0.0, scale = 0.0;
   const float heaviest = std::abs(*std::max_element(

@@ -30,14 +30,25 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
+/// What the tile registers of this thread are set up for: 100·rows + words, or 0.
+thread_local int configured = 0;
+
 // 0–5: sums of each plane and half of a panel; 6: inputs; 7: weights.
-void configure(int words) {
+void configure(int rows, int words) {
+  if (configured == 100 * rows + words) return;
+  configured = 100 * rows + words;
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
     config.bytes[tile] = static_cast<uint16_t>(tile == 6 ? 4 * words : 64);
-    config.rows[tile] = static_cast<uint8_t>(tile == 7 ? words : kTile);
+    config.rows[tile] = static_cast<uint8_t>(tile == 7 ? words : rows);
   }
   _tile_loadconfig(&config);
+}
+
+void release() {
+  if (configured == 0) return;
+  configured = 0;
+  _tile_release();
 }
 
 /// Sums over a run of words for 16 rows and one panel. Shape: sums [planes][2][16][16].
@@ -56,10 +67,6 @@ EQUIBIT_INLINE void sum_tiles(const int32_t* x, int plane, int64_t stride, const
   }
   for (int word = 0; word < words; word += step) {
     const int32_t* w = weight + word * kPanel;
-    // Tile loads train no hardware prefetcher; what follows in memory is what comes next.
-    for (int line = 0; line < 2 * step; ++line) {
-      _mm_prefetch(w + step * kPanel + line * kTile, _MM_HINT_T0);
-    }
     // Tiles are named by literals. The first plane of several is signed.
 #define EQUIBIT_HALF(AT, FIRST, SECOND, THIRD)              \
   _tile_loadd(7, w + (AT), kPanel * 4);                     \
@@ -131,10 +138,10 @@ void product(const CodeProduct& p) {
   const int64_t stride = static_cast<int64_t>(Planes) * p.words;
   alignas(64) int32_t sums[Planes * 512];
   alignas(64) float kept[kTile * kPanel];
-  configure(step);
   for (int64_t begin = 0; begin < p.rows; begin += kTile) {
     const int rows = static_cast<int>(p.rows - begin < kTile ? p.rows - begin : kTile);
     const int32_t* x = p.x + begin * stride;
+    configure(rows, step);
     for (int first = 0, panel = 0; first < p.out; first += kPanel, ++panel) {
       const int32_t* weight = p.weight + static_cast<int64_t>(panel) * p.words * kPanel;
       const int valid = p.out - first;
@@ -167,7 +174,6 @@ void product(const CodeProduct& p) {
       }
     }
   }
-  _tile_release();
 }
 
 void gemm_split(const CodeProduct& p) {
@@ -190,37 +196,74 @@ inline __mmask16 lanes_left(int left) {
   return left >= 16 ? 0xffff : (left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0);
 }
 
-/// Bytes of codes: shifted 8-bit codes, or planes of bytes from the highest to the lowest.
+/// Writes 16 codes: shifted by 128, or planes of bytes from the highest to the lowest.
+template <int Planes>
+EQUIBIT_INLINE void store_codes(__m512i code, uint8_t* out, int64_t stride) {
+  if constexpr (Planes == 1) code = _mm512_add_epi32(code, _mm512_set1_epi32(128));
+  for (int plane = 0; plane < Planes; ++plane) {
+    const __m512i part = _mm512_srai_epi32(code, 8 * (Planes - 1 - plane));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + plane * stride), _mm512_cvtepi32_epi8(part));
+  }
+}
+
+/// Codes of one row. Blocks of 16 are held in registers where their number is known.
+template <int Planes, int Blocks, bool Centered, bool Scaled>
+EQUIBIT_INLINE float round_row(const CodeRows& p, const float* in, const float* center,
+                               uint8_t* out) {
+  const int64_t stride = 4 * static_cast<int64_t>(p.words);
+  const int blocks = Blocks > 0 ? Blocks : (p.n + 15) / 16;
+  const auto value = [&](int block) EQUIBIT_INLINE_LAMBDA {
+    const int c = 16 * block;
+    const __mmask16 mask = Blocks > 0 ? 0xffff : lanes_left(p.n - c);
+    __m512 x = _mm512_maskz_loadu_ps(mask, in + c);
+    if constexpr (Centered) x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, center + c));
+    if constexpr (Scaled) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, p.factors + c));
+    return x;
+  };
+  __m512 held[Blocks > 0 ? Blocks : 1];
+  __m512 most = _mm512_set1_ps(1e-30f);
+  for (int block = 0; block < blocks; ++block) {
+    const __m512 x = value(block);
+    if constexpr (Blocks > 0) held[block] = x;
+    most = _mm512_max_ps(most, _mm512_abs_ps(x));
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  const __m512 inverse = _mm512_set1_ps(static_cast<float>(p.highest) / largest);
+  for (int block = 0; block < blocks; ++block) {
+    const __m512 x = Blocks > 0 ? held[Blocks > 0 ? block : 0] : value(block);
+    store_codes<Planes>(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), out + 16 * block, stride);
+  }
+  for (int64_t c = 16 * static_cast<int64_t>(blocks); c < stride; c += 16) {
+    store_codes<Planes>(_mm512_setzero_si512(), out + c, stride);
+  }
+  return largest / static_cast<float>(p.highest);
+}
+
+template <int Planes, bool Centered, bool Scaled>
+void round_bytes_of(const CodeRows& p) {
+  const int64_t stride = 4 * static_cast<int64_t>(p.words) * Planes;
+  auto* out = reinterpret_cast<uint8_t*>(p.codes);
+  for (int64_t r = 0; r < p.rows; ++r, out += stride) {
+    const float* in = p.x + r * p.ldx;
+    const float* center = Centered ? p.centers + static_cast<int64_t>(p.species[r]) * p.n : nullptr;
+    if (p.n == 64) {
+      p.scales[r] = round_row<Planes, 4, Centered, Scaled>(p, in, center, out);
+    } else if (p.n == 128) {
+      p.scales[r] = round_row<Planes, 8, Centered, Scaled>(p, in, center, out);
+    } else {
+      p.scales[r] = round_row<Planes, 0, Centered, Scaled>(p, in, center, out);
+    }
+  }
+}
+
 template <int Planes>
 void round_bytes(const CodeRows& p) {
-  const int64_t stride = 4 * static_cast<int64_t>(p.words);
-  for (int64_t r = 0; r < p.rows; ++r) {
-    const float* in = p.x + r * p.ldx;
-    const float* center =
-        p.centers != nullptr ? p.centers + static_cast<int64_t>(p.species[r]) * p.n : nullptr;
-    auto* out = reinterpret_cast<uint8_t*>(p.codes) + r * stride * Planes;
-    const auto value = [&](int c) EQUIBIT_INLINE_LAMBDA {
-      const __mmask16 mask = lanes_left(p.n - c);
-      __m512 x = _mm512_maskz_loadu_ps(mask, in + c);
-      if (center != nullptr) x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, center + c));
-      if (p.factors != nullptr) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, p.factors + c));
-      return x;
-    };
-    __m512 most = _mm512_set1_ps(1e-30f);
-    for (int c = 0; c < p.n; c += 16) most = _mm512_max_ps(most, _mm512_abs_ps(value(c)));
-    const float largest = _mm512_reduce_max_ps(most);
-    const __m512 inverse = _mm512_set1_ps(static_cast<float>(p.highest) / largest);
-    p.scales[r] = largest / static_cast<float>(p.highest);
-    for (int c = 0; c < stride; c += 16) {
-      __m512i code = c < p.n ? _mm512_cvtps_epi32(_mm512_mul_ps(value(c), inverse))
-                             : _mm512_setzero_si512();
-      if (Planes == 1) code = _mm512_add_epi32(code, _mm512_set1_epi32(128));
-      for (int plane = 0; plane < Planes; ++plane) {
-        const __m512i part = _mm512_srai_epi32(code, 8 * (Planes - 1 - plane));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + plane * stride + c),
-                         _mm512_cvtepi32_epi8(part));
-      }
-    }
+  if (p.centers != nullptr) {
+    round_bytes_of<Planes, true, false>(p);
+  } else if (p.factors != nullptr) {
+    round_bytes_of<Planes, false, true>(p);
+  } else {
+    round_bytes_of<Planes, false, false>(p);
   }
 }
 
@@ -255,6 +298,7 @@ const Kernels& amx_kernels() {
     kernels.gemm_split = gemm_split;
     kernels.round_rows8 = round_rows8;
     kernels.round_split = round_split;
+    kernels.release = release;
     return kernels;
   }();
   return table;

@@ -199,6 +199,8 @@ struct Kernels {
   void (*round_rows16)(const CodeRows&);
   void (*round_rows8)(const CodeRows&);
   void (*round_split)(const CodeRows&);
+  /// Gives up what products of codes hold of the processor. To be called before other code runs.
+  void (*release)();
   /// v̂ with magnitude and direction rounded apart (`mddq`).
   void (*round_vectors)(int64_t atoms, int components, int channels, const float* v,
                         int magnitude_highest, int direction_highest, float* rounded);

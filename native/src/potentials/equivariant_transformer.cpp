@@ -9,7 +9,7 @@ namespace equibit {
 namespace {
 
 constexpr int64_t kBlock = 32;             // atoms that one thread takes at a time
-constexpr int64_t kStoredFilters = 256;    // pairs up to which filters of all of them are kept
+constexpr int64_t kStoredFilters = 256;    // pairs up to which the filters of all are kept for the reverse
 
 }  // namespace
 
@@ -45,10 +45,11 @@ class EquivariantTransformer::Evaluation {
   void each_block(const Stage& stage) {
     crew_.each((n_ + kBlock - 1) / kBlock, [&](int64_t block, Workspace& local) {
       stage(block * kBlock, std::min(n_, (block + 1) * kBlock), local);
+      k_.release();
     });
   }
   State allocate(size_t index);
-  void store_filters(size_t index, bool slopes);
+  void store_filters(size_t index);
   void prepare(size_t index, int64_t begin, int64_t end, Workspace& local);
   void attend(size_t index, int64_t begin, int64_t end, Workspace& local);
   void update(size_t index, int64_t begin, int64_t end, Workspace& local);
@@ -72,7 +73,6 @@ class EquivariantTransformer::Evaluation {
   const int64_t qkv_width_;
   std::vector<State>& states_;
   float* x_;
-  float *filters_ = nullptr, *slopes_ = nullptr;
   // Of the reverse pass.
   float *dx_ = nullptr, *d_qkv_ = nullptr, *d_invariants_ = nullptr, *d_sums_ = nullptr;
   float *d_z_ = nullptr, *edge_gradient_ = nullptr;
@@ -275,11 +275,6 @@ EquivariantTransformer::Evaluation::Evaluation(const EquivariantTransformer& net
     const float* row = network_.embedding_.data() + static_cast<int64_t>(species[i]) * F;
     std::copy(row, row + F, x_ + i * F);
   }
-  if (geometry.edges.n_pairs <= kStoredFilters) {
-    const int64_t size = geometry.edges.n_pairs * network_.table_stride(false);
-    filters_ = workspace_.take<float>(size);
-    if (gradients_) slopes_ = workspace_.take<float>(size);
-  }
 }
 
 EquivariantTransformer::State EquivariantTransformer::Evaluation::allocate(size_t index) {
@@ -324,18 +319,22 @@ EquivariantTransformer::State EquivariantTransformer::Evaluation::allocate(size_
   return s;
 }
 
-void EquivariantTransformer::Evaluation::store_filters(size_t index, bool slopes) {
+void EquivariantTransformer::Evaluation::store_filters(size_t index) {
+  if (geometry_.edges.n_pairs > kStoredFilters) return;
   Attention& a = states_[index].attention;
-  a.filters = filters_;
-  a.slopes = slopes ? slopes_ : nullptr;
-  if (filters_ != nullptr) k_.filters(geometry_.edges, a, filters_, slopes ? slopes_ : nullptr);
+  const int64_t size = geometry_.edges.n_pairs * a.stride;
+  float* values = workspace_.take<float>(size);
+  float* slopes = gradients_ ? workspace_.take<float>(size) : nullptr;
+  k_.filters(geometry_.edges, a, values, slopes);
+  a.filters = values;
+  a.slopes = slopes;
 }
 
 void EquivariantTransformer::Evaluation::forward(float* energies) {
   const size_t layers = network_.layers_.size();
   each_block([&](int64_t begin, int64_t end, Workspace& local) { prepare(0, begin, end, local); });
   for (size_t index = 0; index < layers; ++index) {
-    store_filters(index, false);
+    store_filters(index);
     each_block([&](int64_t begin, int64_t end, Workspace& local) {
       attend(index, begin, end, local);
       update(index, begin, end, local);
@@ -476,7 +475,6 @@ const float* EquivariantTransformer::Evaluation::backward() {
     update_backward(layers - 1, begin, end, local);
   });
   for (size_t index = layers; index-- > 0;) {
-    store_filters(index, true);
     const Attention& a = states_[index].attention;
     const AttentionGradient g = attention_gradient();
     each_block([&](int64_t begin, int64_t end, Workspace& local) {
