@@ -65,6 +65,9 @@ SUBCOMMANDS = {
     "export": Subcommand(
         "equibit.cli.export", "Write one checked model file, for Python and for C."
     ),
+    "bench": Subcommand(
+        "equibit.cli.bench", "Time the engine beside PyTorch and its peers, in turns."
+    ),
     "experiment": Subcommand(
         "equibit.cli.experiment", "Make the published tables, stage by stage; write model cards."
     ),

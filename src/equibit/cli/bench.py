@@ -1,0 +1,94 @@
+"""``equibit bench``: the engine beside PyTorch and its peers, timed in turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer()
+
+
+@app.command()
+def bench(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSON to write; the picture lies beside it.")
+    ] = Path("results/bench.json"),
+    systems: Annotated[
+        str, typer.Option(help="With commas: ethanol, aspirin, water-192, water-999.")
+    ] = "ethanol,aspirin,water-192,water-999",
+    sizes: Annotated[
+        str, typer.Option(help="Atoms of water in the cost curve, with commas; empty for none.")
+    ] = "24,81,192,648,999,3000,9999",
+    recipes: Annotated[
+        str, typer.Option(help="Low-bit forms beside float32, with commas.")
+    ] = "w8a8,w4a8,w8a16,w4a16",
+    kernels: Annotated[
+        str | None, typer.Option(help="Instruction sets, with commas; the fastest if left out.")
+    ] = None,
+    irreps: Annotated[str, typer.Option(help="Channels of the network.")] = "64x0e+64x1o",
+    layers: Annotated[int, typer.Option(help="Of the network.")] = 6,
+    threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Turns.")] = 15,
+    torch: Annotated[
+        bool, typer.Option(help="Time PyTorch, torch.compile, ONNX Runtime and torchao, too.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Time everything that evaluates the same network, interleaved; print medians and ratios.
+
+    ONNX Runtime and torchao take part where they are installed. Quote ratios of one run: times
+    drift with the machine.
+    """
+    from equibit.cli.progress import stage_progress
+    from equibit.experiments.bench import BenchSettings, run_bench
+
+    settings = BenchSettings(
+        irreps=irreps,
+        layers=layers,
+        recipes=_items(recipes),
+        systems=_items(systems),
+        sizes=tuple(int(size) for size in _items(sizes)),
+        kernels=None if kernels is None else _items(kernels),
+        threads=threads,
+        rounds=rounds,
+        torch=torch,
+    )
+    with stage_progress() as progress:
+        record = run_bench(settings, output, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    console = Console(highlight=False)
+    for name, contenders in record["systems"].items():
+        console.print(_table(name, contenders))
+    for name, reasons in record["left_out"].items():
+        for contender, reason in reasons.items():
+            console.print(f"{name}: {contender} left out: {reason}", style="yellow")
+    for point in record["cost_against_atoms"]:
+        costs = ", ".join(f"{r} {t:.3g}" for r, t in point["microseconds_per_atom"].items())
+        console.print(f"{point['atoms']:>6} atoms, µs per atom and step: {costs}")
+    console.print(f"written: {output}")
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _table(title: str, contenders: Mapping[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="dim")
+    for column in ("contender", "what", "µs", "eager /", "compiled /", "own FP32 /"):
+        table.add_column(column, justify="left" if column in ("contender", "what") else "right")
+    for contender, rows in contenders.items():
+        for what, row in rows.items():
+            ratios = [
+                row[key] for key in ("eager_over_this", "compiled_over_this", "own_fp32_over_this")
+            ]
+            cells = ["–" if ratio is None else f"{ratio:.3g}" for ratio in ratios]
+            table.add_row(contender, what, f"{row['microseconds']:,.1f}", *cells)
+    return table
