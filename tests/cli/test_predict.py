@@ -38,7 +38,10 @@ def test_predicts_and_reports(
 ) -> None:
     output = tmp_path / "out.xyz"
     assert main(["predict", str(model), str(source), "-o", str(output), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["written"] == 4
+    run = json.loads(capsys.readouterr().out)
+    assert run["written"] == 4
+    assert run["structures_per_second"] == pytest.approx(4 / run["seconds"])
+    assert run["structures_per_core_second"] > 0
     expected = MorsePotential().compute([molecule(3)])[0]
     np.testing.assert_allclose(read_structures(output)[3].forces, expected.forces, atol=1e-14)
 

@@ -107,6 +107,54 @@ def ethanol(
 
 
 @app.command()
+def drift(
+    models: Annotated[
+        str,
+        typer.Option(help="With commas; MODEL+OUTER/N is r-RESPA, the outer force every N steps."),
+    ] = "ethanol-fp32,ethanol-w8a8,ethanol-w4a8,ethanol-w4a8+ethanol-fp32/4",
+    structure: Annotated[
+        str, typer.Option(help="Data set or file whose first structure all start from.")
+    ] = "ethanol-pbe",
+    seeds: Annotated[str, typer.Option(help="Of the first velocities, with commas.")] = "0,1,2,3,4",
+    steps: Annotated[
+        int, typer.Option(help="Time steps; 2,000,000 make a nanosecond.")
+    ] = 2_000_000,
+    timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Kelvin, of the first velocities.")] = 300.0,
+    runs: Runs = Path("runs/drift"),
+    results: Results = Path("results/drift"),
+) -> None:
+    """Measure the energy drift of NVE dynamics, and draw the papers' figure.
+
+    Minutes per nanosecond, model and seed. Runs that are there are not repeated and interrupted ones
+    go on; the table, its JSON and the figure go to RESULTS.
+    """
+    from equibit.cli.md import progress, starting_structure
+    from equibit.dynamics import DynamicsSettings
+    from equibit.experiments.drift import contender, measure_drift, table_of
+
+    settings = DynamicsSettings(
+        steps=steps, timestep=timestep, temperature=temperature, frame_every=10_000
+    )
+    contenders = [contender(text) for text in _items("--models", models)]
+    numbers = [_whole(item) for item in _items("--seeds", seeds)]
+    with progress() as watcher:
+        rows = measure_drift(
+            contenders,
+            starting_structure(structure, 0),
+            settings,
+            numbers,
+            runs=runs,
+            results=results,
+            command=f"equibit experiment drift --models {models} --structure {structure} "
+            f"--seeds {seeds} --steps {steps} --timestep {timestep} --temperature {temperature}",
+            watcher=watcher,
+        )
+    typer.echo(table_of(rows, settings))
+    typer.echo(f"written: {results / 'drift.json'}, drift.md and drift.svg")
+
+
+@app.command()
 def ship(
     seed: Annotated[int, typer.Option(help="Whose models; settled before looking at errors.")] = 0,
     variants: Annotated[str, typer.Option(help="Which of them, with commas.")] = "fp32,w8a8,w4a8",

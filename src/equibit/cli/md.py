@@ -83,7 +83,7 @@ def md(
         sample_every=sample_every,
         frame_every=frame_every,
     )
-    start = _starting_structure(structure, index)
+    start = starting_structure(structure, index)
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
         outlook = foresee(
@@ -100,7 +100,7 @@ def md(
         else:
             console.print(key_value_table("This run would", outlook))
         return
-    with _progress() as watch:
+    with progress() as watcher:
         result = run_dynamics(
             model,
             start,
@@ -111,7 +111,7 @@ def md(
             kernels=kernels,
             threads=threads,
             resume=not restart,
-            watch=watch,
+            watch=watcher(""),
         )
     if as_json:
         typer.echo(json.dumps(result.to_json()))
@@ -126,7 +126,12 @@ def md(
         raise typer.Exit(1)
 
 
-def _starting_structure(name: str, index: int) -> Structure:
+def starting_structure(name: str, index: int) -> Structure:
+    """The structure of that index in a file, or in a data set by name.
+
+    Raises:
+        StructureError: there are not so many.
+    """
     from itertools import islice
 
     from equibit.datasets.catalog import ENTRIES
@@ -160,8 +165,8 @@ def _figures(result: DynamicsResult) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[Status], None]]:
-    """A bar on standard error with energy, temperature and speed."""
+def progress() -> Iterator[Callable[[str], Callable[[Status], None]]]:
+    """Bars on standard error with energy, temperature and speed; each run asks for one by title."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -176,16 +181,21 @@ def _progress() -> Iterator[Callable[[Status], None]]:
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("first step", total=None)
+    with Progress(*columns, console=Console(stderr=True)) as bars:
 
-        def watch(status: Status) -> None:
-            bar.update(
-                task,
-                completed=status.step,
-                total=status.steps,
-                description=f"{status.time:.1f} ps, E {status.energy:+.2f} meV/atom, "
-                f"T {status.temperature:.0f} K, {status.ns_per_day:.1f} ns/day",
-            )
+        def watcher(title: str) -> Callable[[Status], None]:
+            prefix = f"{title}: " if title else ""
+            task = bars.add_task(f"{prefix}starts", total=None)
 
-        yield watch
+            def watch(status: Status) -> None:
+                bars.update(
+                    task,
+                    completed=status.step,
+                    total=status.steps,
+                    description=f"{prefix}{status.time:.1f} ps, E {status.energy:+.2f} meV/atom, "
+                    f"T {status.temperature:.0f} K, {status.ns_per_day:.1f} ns/day",
+                )
+
+            return watch
+
+        yield watcher

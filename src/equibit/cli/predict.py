@@ -83,6 +83,11 @@ def predict(
     console = Console(highlight=False, soft_wrap=True)
     resumed = f" ({run.resumed} of them by the interrupted run)" if run.resumed else ""
     console.print(f"{run.written} structures written to {run.output}{resumed}")
+    if run.written > run.resumed:
+        console.print(
+            f"{run.structures_per_second:,.0f} structures/s, "
+            f"{run.structures_per_core_second:,.0f} per second of one core"
+        )
     if run.skipped:
         console.print(
             f"{len(run.skipped)} structures skipped; reasons in {run.skipped_list}", style="yellow"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import operator
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -50,6 +51,9 @@ class PredictionRun(Record):
         resumed: how many of them an earlier, interrupted run had already written.
         skipped: structures left out.
         skipped_list: the file that lists them, or None.
+        seconds: wall time of this run.
+        structures_per_second: read, computed and written by this run, per second of wall time.
+        structures_per_core_second: the same per second of processor time.
     """
 
     output: str
@@ -57,6 +61,9 @@ class PredictionRun(Record):
     resumed: int
     skipped: tuple[Skipped, ...]
     skipped_list: str | None
+    seconds: float
+    structures_per_second: float
+    structures_per_core_second: float
 
 
 def predict_file(
@@ -99,6 +106,7 @@ def predict_file(
     """
     if Path(source).resolve() == Path(output).resolve():
         raise FileFormatError(f"{output} is the input; name another file for the predictions")
+    begin, begin_cores = time.perf_counter(), time.process_time()
     structures = iter_structures(source, units=units)
     total = operator.length_hint(structures) or _count(source)
     job = _job(potential, source, units, stress, skip_bad, model_fingerprint)
@@ -118,6 +126,8 @@ def predict_file(
             done += len(batch)
             progress(stage, done, total)
         written = writer.written
+        seconds = max(time.perf_counter() - begin, 1e-9)
+        cores = max(time.process_time() - begin_cores, 1e-9)
         if written == 0 and bad.entries:
             first = bad.entries[0]
             raise StructureError(
@@ -130,6 +140,9 @@ def predict_file(
         resumed=resumed,
         skipped=tuple(bad.entries),
         skipped_list=bad.finish(),
+        seconds=seconds,
+        structures_per_second=(written - resumed) / seconds,
+        structures_per_core_second=(written - resumed) / cores,
     )
 
 
