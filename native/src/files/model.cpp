@@ -15,6 +15,7 @@
 #include "files/faults.h"
 #include "operations/tensors.h"
 #include "potentials/equivariant_transformer.h"
+#include "potentials/so3krates.h"
 
 namespace equibit {
 namespace {
@@ -467,12 +468,16 @@ int small(const Json& json, const char* what) {
   return static_cast<int>(value);
 }
 
-Arrays arrays_of(const TransformerConfig& config, const Source& source) {
-  Arrays arrays;
+void add_energy_and_embedding(Arrays& arrays, const Source& source) {
   for (const char* name : {"energy_scale", "energy_shift"}) {
     arrays.add(name, source.doubles(name), source.shape(name));
   }
   arrays.add("embedding", source.floats("embedding.weight"), source.shape("embedding.weight"));
+}
+
+Arrays arrays_of(const TransformerConfig& config, const Source& source) {
+  Arrays arrays;
+  add_energy_and_embedding(arrays, source);
   const std::vector<double> projection = source.doubles("basis.projection");
   const auto& projection_shape = source.shape("basis.projection");
   if (projection_shape.size() != 2) unfit("basis.projection is no matrix");
@@ -547,6 +552,98 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
   return arrays;
 }
 
+/// Matrices of one input side by side, as one; blocks [heads, out, in] become block-diagonal.
+void add_stacked(Arrays& arrays, const Source& source, const std::string& name,
+                 const std::vector<std::string>& parts, int64_t in) {
+  std::vector<float> weight;
+  for (const std::string& part : parts) {
+    const std::vector<int64_t>& axes = source.shape(part);
+    const std::vector<float> values = source.floats(part);
+    const bool blocks = axes.size() == 3;
+    if ((!blocks && axes.size() != 2) || axes.back() * (blocks ? axes[0] : 1) != in) {
+      unfit(part + " has another width than its input");
+    }
+    const int64_t heads = blocks ? axes[0] : 1, out = axes[axes.size() - 2], width = axes.back();
+    if (heads * out > kMostValues / in) unfit(part + " is too large");
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t o = 0; o < out; ++o) {
+        weight.insert(weight.end(), static_cast<size_t>(h * width), 0.0f);
+        const auto row = values.begin() + (h * out + o) * width;
+        weight.insert(weight.end(), row, row + width);
+        weight.insert(weight.end(), static_cast<size_t>(in - (h + 1) * width), 0.0f);
+      }
+    }
+  }
+  const auto out = static_cast<int64_t>(weight.size()) / in;
+  arrays.add(name + ".weight", std::move(weight), {out, in});
+}
+
+Arrays so3krates_arrays(const So3kratesConfig& config, const Source& source) {
+  Arrays arrays;
+  add_energy_and_embedding(arrays, source);
+  const auto copy = [&](const std::string& from, const std::string& to) {
+    arrays.add(to, source.floats(from), source.shape(from));
+  };
+  const auto copy_layer = [&](const std::string& from, const std::string& to) {
+    copy(from + ".weight", to + ".weight");
+    copy(from + ".bias", to + ".bias");
+  };
+  const std::string branches[2] = {"invariant", "equivariant"};
+  for (int index = 0; index < config.layers; ++index) {
+    const std::string layer = "layers." + std::to_string(index) + ".";
+    std::vector<std::string> atoms, hidden;
+    std::vector<float> hidden_bias;
+    for (int b = 0; b < 2; ++b) {
+      const std::string filter = layer + branches[b] + "_filter.", at = std::to_string(b);
+      const std::string attention = layer + branches[b] + "_attention.";
+      for (const char* part : {"first", "second"}) {
+        copy_layer(filter + "radial." + part, layer + "radial." + at + "." + part);
+      }
+      copy_layer(filter + "spherical.second", layer + "spherical." + at);
+      hidden.push_back(filter + "spherical.first.weight");
+      const std::vector<float> bias = source.floats(filter + "spherical.first.bias");
+      hidden_bias.insert(hidden_bias.end(), bias.begin(), bias.end());
+      atoms.push_back(attention + "query.weight");
+      atoms.push_back(attention + "key.weight");
+      if (config.robust) copy(attention + "temperature", layer + "temperature." + at);
+    }
+    atoms.push_back(layer + "value.weight");
+    add_stacked(arrays, source, layer + "atoms", atoms, config.features);
+    add_stacked(arrays, source, layer + "spherical.first", hidden,
+                static_cast<int64_t>(config.degrees.size()));
+    const auto width = static_cast<int64_t>(hidden_bias.size());
+    arrays.add(layer + "spherical.first.bias", std::move(hidden_bias), {width});
+    copy_layer(layer + "interaction", layer + "interaction");
+  }
+  copy_layer("head.first", "head.first");
+  copy_layer("head.second", "head.second");
+  return arrays;
+}
+
+std::unique_ptr<const Network> so3krates(const Json& network, int elements, const Quantization* q,
+                                         const Container& container, const Kernels& kernels) {
+  if (q != nullptr) {
+    throw UnsupportedModel("the engine runs so3krates in float32 only, not the recipe " + q->name +
+                           ", yet");
+  }
+  So3kratesConfig config{.elements = elements,
+                         .layers = small(network.at("layers"), "layers"),
+                         .heads = small(network.at("heads"), "heads"),
+                         .features = small(network.at("features"), "features"),
+                         .degrees = {},
+                         .radial_basis = small(network.at("radial_basis"), "radial_basis"),
+                         .cutoff = network.at("cutoff").number("cutoff"),
+                         .robust = network.at("robust_attention").boolean("robust_attention")};
+  for (const Json& degree : network.at("degrees").list("degrees")) {
+    config.degrees.push_back(small(degree, "degrees"));
+  }
+  if (config.layers > 64 || config.features < 1 || config.degrees.empty()) {
+    throw ModelFault("the network's sizes are not supported");
+  }
+  const Arrays arrays = so3krates_arrays(config, Source(container, q));
+  return std::make_unique<So3krates>(config, arrays.tensors, kernels);
+}
+
 }  // namespace
 
 LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
@@ -554,11 +651,6 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
   const Json& header = container.header();
   const Json& network = header.at("network");
   const std::string& architecture = network.at("architecture").text("architecture");
-  if (architecture != "equivariant_transformer") {
-    throw UnsupportedModel("the engine does not run the network " + architecture + " yet");
-  }
-  const Json* axial = network.find("axial_messages");
-  const std::vector<int> channels = channels_of(network.at("irreps").text("irreps"));
   LoadedModel model;
   model.name = header.at("name").text("name");
   for (const Json& element : network.at("elements").list("elements")) {
@@ -572,6 +664,16 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
   const std::optional<Quantization> quantization = quantization_of(header.find("quantization"));
   const Quantization* q = quantization ? &*quantization : nullptr;
   model.recipe = q == nullptr ? "fp32" : q->name;
+  if (architecture == "so3krates") {
+    model.network =
+        so3krates(network, static_cast<int>(model.elements.size()), q, container, kernels);
+    return model;
+  }
+  if (architecture != "equivariant_transformer") {
+    throw UnsupportedModel("the engine does not run the network " + architecture + " yet");
+  }
+  const Json* axial = network.find("axial_messages");
+  const std::vector<int> channels = channels_of(network.at("irreps").text("irreps"));
   const bool rounded = q != nullptr && q->vectors;
   const TransformerConfig config{
       .elements = static_cast<int>(model.elements.size()),

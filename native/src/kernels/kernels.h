@@ -72,6 +72,14 @@ struct AttentionGradient {
   float* geometry;                        // [n_edges][edge_gradients(L)], added to
 };
 
+/// Products within heads of what both atoms of an edge carry and a filter of their pair.
+struct PairProducts {
+  int heads;
+  int features;          // of all heads
+  const float* filters;  // [n_pairs] rows, or null for 1
+  int64_t filter_ld;
+};
+
 /// Floats of scratch that the edge pass and its reverse need.
 constexpr int64_t edge_scratch(int64_t most, int64_t stride, int heads) {
   return most * (2 * stride + (edge_gradients(kMaxDegree) + 1) * 16 + heads + 1) + 64;
@@ -158,8 +166,9 @@ struct Kernels {
   /// In place: dy becomes dx.
   void (*silu_backward)(int64_t n, const float* x, float* dy);
 
-  /// Filters of all pairs, [n_pairs][stride], and their slopes unless those are null.
-  void (*filters)(const Edges&, const Attention&, float* values, float* slopes);
+  /// Filters of pairs from … to, [to − from][stride], and their slopes unless those are null.
+  void (*filters)(const Edges&, const Attention&, int64_t from, int64_t to, float* values,
+                  float* slopes);
   /// Of atoms from … to. The reverse wants first the sums (softmax only), then the rest, of all
   /// atoms, before the queries'.
   void (*attention)(const Edges&, const Attention&, int64_t from, int64_t to, float* scratch);
@@ -169,6 +178,19 @@ struct Kernels {
                              int64_t from, int64_t to, float* scratch);
   void (*attention_query_backward)(const Edges&, const Attention&, const AttentionGradient&,
                                    int64_t from, int64_t to);
+
+  /// Σ_{f ∈ h} a_i w_ij b_j of every edge i ← j of atoms from … to. Shape: dots [n_edges][heads].
+  void (*edge_dots)(const Edges&, const PairProducts&, const float* receiver, int64_t receiver_ld,
+                    const float* sender, int64_t sender_ld, int64_t from, int64_t to, float* dots);
+  /// s_i += Σ_j c_ij w_ij b_j, with c_ji where `reverse`. Shape: coefficients [n_edges][heads].
+  void (*edge_sums)(const Edges&, const PairProducts&, const float* coefficients, bool reverse,
+                    const float* source, int64_t ld, int64_t from, int64_t to, float* sums,
+                    int64_t sums_ld);
+  /// c_ij a_i b_j + c_ji a_j b_i of pairs from … to, in rows that begin with pair `from`.
+  void (*filter_gradients)(const Edges&, const PairProducts&, const int64_t* edge_of_pair,
+                           const float* coefficients, const float* receiver, const float* sender,
+                           int64_t ld, int64_t from, int64_t to, float* gradients,
+                           int64_t gradient_ld);
 
   /// s_c = Σ_m U_mc T_mc · factor, with U and T side by side in rows of 2C.
   void (*vector_dot)(int64_t atoms, int components, int channels, const float* ut, float factor,

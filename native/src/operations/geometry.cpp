@@ -363,8 +363,14 @@ void harmonics_backward(int degree, const double* u, const float* d, double g[3]
 
 }  // namespace
 
-EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
+double RadialGrid::spacing() const {
+  return (kind == Kind::kCosine ? -std::expm1(-cutoff) : cutoff) / (splines - 3);
+}
+
+EdgeGeometry edge_geometry(const PairList& list, const RadialGrid& grid, int max_degree,
                            Workspace& workspace, Crew& crew) {
+  const bool cosine = grid.kind == RadialGrid::Kind::kCosine;
+  const double cutoff = grid.cutoff;
   const int64_t n = list.n_pairs, n_atoms = list.n_atoms;
   int32_t* tap = workspace.take<int32_t>(n);
   float* taps = workspace.take<float>(4 * n);
@@ -403,7 +409,7 @@ EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, i
 
   float* y[kMaxDegree + 1] = {};
   for (int l = 1; l <= max_degree; ++l) y[l] = workspace.take<float>(2 * n * (2 * l + 1));
-  const double per_length = (n_splines - 3) / cutoff;
+  const double per_length = 1.0 / grid.spacing();
   crew.each((n + kPairBlock - 1) / kPairBlock, [&](int64_t block, Workspace&) {
     for (int64_t p = block * kPairBlock; p < std::min(n, (block + 1) * kPairBlock); ++p) {
       const double* r = list.vectors + 3 * p;
@@ -412,8 +418,9 @@ EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, i
       for (int k = 0; k < 3; ++k) u[k] = r[k] / d;
       result.distances[p] = d;
 
-      const double scaled = d * per_length;
-      const int at = std::clamp(static_cast<int>(scaled), 0, n_splines - 4);
+      const double scaled = (cosine ? -std::expm1(-d) : d) * per_length;
+      const double stretch = per_length * (cosine ? std::exp(-d) : 1.0);
+      const int at = std::clamp(static_cast<int>(scaled), 0, grid.splines - 4);
       const double t = scaled - at, s = 1.0 - t;
       tap[p] = at;
       const double values[4] = {s * s * s / 6, (3 * t * t * t - 6 * t * t + 4) / 6,
@@ -422,13 +429,19 @@ EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, i
                                      (4 * s - 3 * s * s) / 2, t * t / 2};
       for (int k = 0; k < 4; ++k) {
         taps[4 * p + k] = static_cast<float>(values[k]);
-        slopes[4 * p + k] = static_cast<float>(derivatives[k] * per_length);
+        slopes[4 * p + k] = static_cast<float>(derivatives[k] * stretch);
       }
 
-      // 1 − 28x⁶ + 48x⁷ − 21x⁸
       const double x = std::min(d / cutoff, 1.0), x2 = x * x, x5 = x2 * x2 * x;
-      envelope[2 * p] = static_cast<float>(1.0 - x5 * x * (28.0 - x * (48.0 - x * 21.0)));
-      envelope[2 * p + 1] = static_cast<float>(-168.0 * x5 * (1.0 - x) * (1.0 - x) / cutoff);
+      if (cosine) {
+        const double angle = std::numbers::pi * x;
+        envelope[2 * p] = static_cast<float>(0.5 * (std::cos(angle) + 1.0));
+        envelope[2 * p + 1] =
+            static_cast<float>(-0.5 * std::numbers::pi / cutoff * std::sin(angle));
+      } else {
+        envelope[2 * p] = static_cast<float>(1.0 - x5 * x * (28.0 - x * (48.0 - x * 21.0)));
+        envelope[2 * p + 1] = static_cast<float>(-168.0 * x5 * (1.0 - x) * (1.0 - x) / cutoff);
+      }
       const int64_t there = edge_of_pair[p], back = reverse[there];
       for (int l = 1; l <= max_degree; ++l) {
         float* forth = y[l] + there * (2 * l + 1);

@@ -51,7 +51,21 @@ struct EdgeGeometry {
   double* units;                // [n_pairs][3]
 };
 
-EdgeGeometry edge_geometry(const PairList& list, double cutoff, int n_splines, int max_degree,
+/// Where the splines of the filters lie, and the cutoff function.
+struct RadialGrid {
+  enum class Kind {
+    kPolynomial,  // splines even in d; f_c = 1 − 28x⁶ + 48x⁷ − 21x⁸
+    kCosine       // splines even in 1 − e^{−d}; f_c = (1 + cos πx)/2
+  };
+  double cutoff;
+  int splines;
+  Kind kind;
+
+  /// Distance of splines in d or in 1 − e^{−d}.
+  double spacing() const;
+};
+
+EdgeGeometry edge_geometry(const PairList& list, const RadialGrid& grid, int max_degree,
                            Workspace& workspace, Crew& crew);
 
 /// ∂E/∂r_ij in eV/Å of every pair from the gradients of its edges, [n_edges][edge_gradients(L)].

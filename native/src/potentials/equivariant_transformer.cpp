@@ -221,7 +221,8 @@ void EquivariantTransformer::compute(PairList& list, const int32_t* species, Wor
     wigner_matrices(n, axes, config_.max_degree, couplings, workspace, frames);
   }
   const EdgeGeometry geometry =
-      edge_geometry(list, config_.cutoff, config_.splines, config_.max_degree, workspace, crew);
+      edge_geometry(list, {config_.cutoff, config_.splines, RadialGrid::Kind::kPolynomial},
+                    config_.max_degree, workspace, crew);
 
   Evaluation evaluation(*this, geometry, species, frames, gradients, workspace, crew);
   float* energies = workspace.take<float>(n);
@@ -325,7 +326,7 @@ void EquivariantTransformer::Evaluation::store_filters(size_t index) {
   const int64_t size = geometry_.edges.n_pairs * a.stride;
   float* values = workspace_.take<float>(size);
   float* slopes = gradients_ ? workspace_.take<float>(size) : nullptr;
-  k_.filters(geometry_.edges, a, values, slopes);
+  k_.filters(geometry_.edges, a, 0, geometry_.edges.n_pairs, values, slopes);
   a.filters = values;
   a.slopes = slopes;
 }
