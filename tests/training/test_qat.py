@@ -132,6 +132,16 @@ def test_calibration_alone_writes_a_model_without_training(
     assert json.loads((tmp_path / "summary.json").read_text())["best_validation"] is None
 
 
+def test_calibration_alone_leaves_no_error_common_to_all_energies(
+    trained: TrainingResult, tmp_path: Path
+) -> None:
+    result = run_quantize(settings(trained, tmp_path, epochs=0, recipe="w4a8"))
+    predictions = load_potential(result.model).compute(TRAIN)
+    errors = [p.energy - s.energy for p, s in zip(predictions, TRAIN, strict=True)]
+    assert abs(np.mean(errors)) < 1e-6
+    assert np.std(errors) > 1e-4
+
+
 def test_the_schedule_rounds_scalars_first(trained: TrainingResult, tmp_path: Path) -> None:
     """What is on during each epoch's steps and validations, by branch."""
     seen: list[tuple[str, int, bool, bool]] = []

@@ -1,5 +1,8 @@
 """Quantising a trained network: calibrate, fine-tune branch by branch, freeze, write.
 
+Rounding moves all energies of a molecule alike, so the energy of each element is fitted anew after
+calibration; training then keeps it in place.
+
 Schedule of [P1 III.C]: from the converged FP32 parent, Adam at a tenth of its rate; the first
 epochs round scalars only, then vectors join. The loss may add λ·LEE, whose gradient reaches the
 vector branch only.
@@ -48,6 +51,7 @@ from equibit.training.run import (
     finished_run,
     mixed_sizes,
     parent_record,
+    refit_shift,
     steps_per_epoch,
     write_summary,
 )
@@ -139,6 +143,8 @@ def quantize(
         quantize_(network, recipe)
         collator = Collator(train[: config.calibration], network)
         calibrate(network, [collator(range(len(collator.structures))).inputs])
+        if config.epochs > 0:
+            refit_shift(network, train)
     training, held_out = Collator(train, network), Collator(validation, network)
     fitted = Fit(None, {})
     if config.epochs == 0:
@@ -163,6 +169,8 @@ def quantize(
     if recipe is not None:
         set_branch(network, scalars=True, vectors=True)
         freeze_(network)
+        if config.epochs == 0:
+            refit_shift(network, train)
     result = TrainingResult(
         output / MODEL, fitted.best_validation, fitted.metrics, time.monotonic() - started
     )

@@ -135,18 +135,29 @@ def _continued(config: TrainingConfig, start: str, train: Sequence[Structure]) -
             f"start: {start} is another network ({', '.join(differing)} differ); copy its "
             "settings, which `equibit inspect` prints"
         )
-    predictions = TorchPotential(network, name=start).compute(train, forces=False)
+    refit_shift(network, train)
+    return network.train()
+
+
+def refit_shift(network: AtomisticNetwork, structures: Sequence[Structure]) -> None:
+    """Move the energy of each element to where labels want it, by least squares in float64.
+
+    μ_Z += argmin_δ Σ_s (E_s − E(s) − Σ_Z n_sZ δ_Z)²
+    """
+    trainable = [weight for weight in network.parameters() if weight.requires_grad]
+    training = network.training
+    predictions = TorchPotential(network).compute(structures, forces=False)
+    for weight in trainable:
+        weight.requires_grad_(True)
+    network.train(training)
     residuals = [
-        replace(structure, energy=float(structure.energy) - float(prediction.energy))
-        for structure, prediction in zip(train, predictions, strict=True)
+        replace(structure, energy=float(structure.energy) - prediction.energy)
+        for structure, prediction in zip(structures, predictions, strict=True)
         if structure.energy is not None
     ]
-    _, shift = fit_scale_shift(residuals, config.network.elements)
-    network.set_scale_shift(
-        network.energy_scale.tolist(),
-        (network.energy_shift.cpu() + torch.tensor(shift, dtype=torch.float64)).tolist(),
-    )
-    return network.requires_grad_(True).train()
+    _, change = fit_scale_shift(residuals, network.config.elements)
+    shift = network.energy_shift + network.energy_shift.new_tensor(change)
+    network.set_scale_shift(network.energy_scale.tolist(), shift.tolist())
 
 
 def plan(config: TrainingConfig) -> TrainingPlan:
