@@ -158,8 +158,21 @@ RECIPES: dict[str, Recipe] = {
             vectors=VectorSpec(codec="mddq-codebook", frame="lab", scale="static"),
             attention_bits=8,
         ),
-        Recipe(name="w8a8", scalars=_CENTERED, attention_bits=8, float_bits=16),
-        Recipe(name="w4a8", weights=_W4, scalars=_CENTERED, attention_bits=8, float_bits=16),
+        Recipe(
+            name="w8a8",
+            scalars=_CENTERED,
+            attention_bits=8,
+            weight_only=WeightSpec(),
+            float_bits=16,
+        ),
+        Recipe(
+            name="w4a8",
+            weights=_W4,
+            scalars=_CENTERED,
+            attention_bits=8,
+            weight_only=WeightSpec(),
+            float_bits=16,
+        ),
         Recipe(
             name="w4a16",
             weights=_W4,
