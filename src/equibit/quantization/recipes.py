@@ -161,15 +161,14 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="w8a8",
             scalars=_CENTERED,
-            attention_bits=8,
-            weight_only=WeightSpec(),
+            attention_bits=16,
             float_bits=16,
         ),
         Recipe(
             name="w4a8",
             weights=_W4,
             scalars=_CENTERED,
-            attention_bits=8,
+            attention_bits=16,
             weight_only=WeightSpec(),
             float_bits=16,
         ),
