@@ -46,7 +46,7 @@ def ethanol(
     rotations: Annotated[int, typer.Option(min=1, help="Random rotations per structure.")] = 32,
     rotated_structures: Annotated[
         int, typer.Option(min=1, help="Rotate so many test structures, chosen by the seed.")
-    ] = 100,
+    ] = 25,
     runs: Runs = Path("runs/ethanol"),
     results: Results = Path("results/ethanol"),
     data_root: Annotated[
