@@ -22,7 +22,7 @@ from equibit.engine import _native  # type: ignore[attr-defined]
 from equibit.interfaces.ase import Calculator
 from equibit.storage import read_container, write_container
 from equibit.structures import ConfigError, FileFormatError, ModelError, Structure, StructureError
-from equibit.structures.formats import read_structures
+from equibit.structures.formats import StructureWriter, read_structures
 
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
 
@@ -195,6 +195,22 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert result.resumed
     assert result.steps == 200
     assert run_dynamics(MODEL, ETHANOL, settings(), tmp_path).drift == result.drift
+
+
+def test_a_kill_at_the_very_end_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(writer: StructureWriter, *_: object) -> None:
+        writer._file.close()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StructureWriter, "__exit__", killed)
+        with pytest.raises(MemoryError):
+            run_dynamics(MODEL, ETHANOL, settings(), tmp_path)
+    assert not (tmp_path / "trajectory.xyz").exists()
+    result = run_dynamics(MODEL, ETHANOL, settings(), tmp_path)
+    assert len(read_structures(result.trajectory)) == 5
 
 
 def test_another_run_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ class DynamicsResult(Record):
         temperature, temperature_deviation: mean and standard deviation over the samples, in K.
         bonds: by kind, the smallest, mean and largest length in Å.
         collapse: None where the system held.
-        seconds: wall time of the steps; ns_per_day; microseconds_per_step.
+        seconds: wall time; ns_per_day and microseconds_per_step follow from it.
+        core_seconds: processor time, what ``seconds`` would be on an idle core per thread.
         resumed: whether an interrupted run was taken up.
         trajectory, samples, picture: files.
         provenance: machine and versions.
@@ -123,6 +124,7 @@ class DynamicsResult(Record):
     bonds: dict[str, list[float]]
     collapse: Collapse | None
     seconds: float
+    core_seconds: float
     ns_per_day: float
     microseconds_per_step: float
     resumed: bool
@@ -265,6 +267,7 @@ class _Point:
     heat: float = 0.0
     frames: int = 0
     seconds: float = 0.0
+    core_seconds: float = 0.0
     resumed: bool = False
     reason: str | None = None
     done: bool = False
@@ -356,12 +359,15 @@ class _Run:
     def advance(self, point: _Point, watch: Watcher | None) -> _Point:
         """From a point to the end of the run, or to its collapse."""
         if point.done:
+            if not self.trajectory.exists():  # killed between the last checkpoint and its renaming
+                with StructureWriter(self.trajectory, job=self.job, keep=point.frames):
+                    pass
             return point
         settings = self.settings
         loop = self.loop(point)
         rows = [point.rows] if point.step else [loop.sample()]
         frames = point.frames
-        begin_step, begin = point.step, time.perf_counter()
+        begin_step, begin, begin_cores = point.step, time.perf_counter(), time.process_time()
         saved = begin
         unit = settings.inner_steps
         stretch = unit
@@ -375,6 +381,7 @@ class _Run:
                 heat=loop.heat,
                 frames=frames,
                 seconds=point.seconds + time.perf_counter() - begin,
+                core_seconds=point.core_seconds + time.process_time() - begin_cores,
                 resumed=point.resumed,
                 **changes,
             )
@@ -411,10 +418,12 @@ class _Run:
                         self._save(now())
                         saved = after
             except KeyboardInterrupt:
-                self._save(now())
+                # Between a frame's step and its writing, the earlier checkpoint is the one to keep.
+                if writer.written == frames == loop.step // settings.frame_every + 1:
+                    self._save(now())
                 raise
             point = now(done=True, reason=None if held else loop.reason)
-        self._save(point)
+            self._save(point)
         return point
 
     def _frame(self, loop: Any) -> Structure:
@@ -454,6 +463,7 @@ class _Run:
                 "positions": np.ascontiguousarray(point.positions),
                 "velocities": np.ascontiguousarray(point.velocities),
                 "samples": np.ascontiguousarray(point.rows),
+                "heat": np.array([point.heat]),
             },
             {
                 "kind": "dynamics",
@@ -462,9 +472,9 @@ class _Run:
                 "kernels": self.potential.kernels,
                 "settings": self.settings.physics(),
                 "step": point.step,
-                "heat": point.heat,
                 "frames": point.frames,
                 "seconds": point.seconds,
+                "core_seconds": point.core_seconds,
                 "reason": point.reason,
                 "done": point.done,
             },
@@ -498,9 +508,10 @@ class _Run:
                 velocities=_vectors(tensors["velocities"], len(self.structure)),
                 rows=np.asarray(tensors["samples"], dtype=np.float64),
                 step=int(header["step"]),
-                heat=float(header["heat"]),
+                heat=float(tensors["heat"][0]),
                 frames=int(header["frames"]),
                 seconds=float(header["seconds"]),
+                core_seconds=float(header["core_seconds"]),
                 resumed=True,
                 reason=header["reason"],
                 done=bool(header["done"]),
@@ -558,6 +569,7 @@ class _Run:
             },
             collapse=collapse,
             seconds=point.seconds,
+            core_seconds=point.core_seconds,
             ns_per_day=_ns_per_day(settings.timestep, per_step),
             microseconds_per_step=1e6 * per_step,
             resumed=point.resumed,

@@ -46,11 +46,12 @@ def contender(text: str) -> Contender:
         ConfigError: no model before the plus sign, or no number of steps.
     """
     if "+" not in text:
-        return Contender(Path(text).stem if "/" in text else text, text)
+        return Contender(Path(text).stem, text)
     match = _RESPA.fullmatch(text)
     if match is None or int(match["steps"]) < 1:
         raise ConfigError(f"{text!r} is no contender: expected MODEL or MODEL+OUTER/STEPS")
-    return Contender(text, match["model"], match["outer"], int(match["steps"]))
+    name = f"{Path(match['model']).stem}+{Path(match['outer']).stem}/{match['steps']}"
+    return Contender(name, match["model"], match["outer"], int(match["steps"]))
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class DriftRow(Record):
         mean, spread: of the slopes; the spread is None for one seed.
         temperature: mean over seeds in K.
         collapsed: seeds whose system collapsed, with the reason.
-        minutes, ns_per_day: mean over seeds.
+        minutes: of wall time, mean over seeds.
+        core_minutes: of processor time, which a busy machine hardly changes.
         reason: why it did not run, or None.
     """
 
@@ -78,7 +80,7 @@ class DriftRow(Record):
     temperature: float | None = None
     collapsed: Mapping[str, str] | None = None
     minutes: float | None = None
-    ns_per_day: float | None = None
+    core_minutes: float | None = None
     reason: str | None = None
 
 
@@ -169,7 +171,7 @@ def _row(entry: Contender, made: Mapping[int, DynamicsResult], reason: str | Non
             if result.collapse is not None
         },
         minutes=float(np.mean([result.seconds for result in made.values()])) / 60,
-        ns_per_day=float(np.mean([result.ns_per_day for result in made.values()])),
+        core_minutes=float(np.mean([result.core_seconds for result in made.values()])) / 60,
         reason=reason,
     )
 
@@ -180,7 +182,7 @@ def table_of(rows: Sequence[DriftRow], settings: DynamicsSettings) -> str:
         f"NVE, {settings.picoseconds:g} ps of {settings.timestep:g} fs steps from "
         f"{settings.temperature:g} K; drift in meV/atom/ps.",
         "",
-        "| model | recipe | seeds | drift by seed (± error of the slope) | mean | collapsed | minutes | ns/day |",
+        "| model | recipe | seeds | drift by seed (± error of the slope) | mean | collapsed | minutes | processor minutes |",
         "| --- | --- | ---: | --- | ---: | --- | ---: | ---: |",
     ]
     for row in rows:
@@ -195,7 +197,7 @@ def table_of(rows: Sequence[DriftRow], settings: DynamicsSettings) -> str:
         collapsed = "; ".join(f"seed {k}: {v}" for k, v in (row.collapsed or {}).items()) or "no"
         lines.append(
             f"| `{row.name}` | {row.recipe} | {len(row.seeds)} | {by_seed} | {row.mean:+.2g}{spread} "
-            f"| {collapsed} | {row.minutes:.1f} | {row.ns_per_day:.3g} |"
+            f"| {collapsed} | {row.minutes:.1f} | {row.core_minutes:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
