@@ -159,7 +159,7 @@ def _error_card(label: str, value: float, unit: str, reference: float | None) ->
     return Card(label, number(value), unit, note)
 
 
-FLOOR_SERIES = ("parent", "floor-a", "floor-b", "floor-c")
+FLOOR_SERIES = ("parent", "floor-a", "floor-b", "floor-c", "floor-d")
 
 
 def _symmetry_results(ev: Evaluation) -> list[tuple[str, str, Equivariance]]:
