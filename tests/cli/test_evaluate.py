@@ -53,7 +53,8 @@ def test_writes_tables_json_and_report(folder: Path, capsys: pytest.CaptureFixtu
     assert set(result["floors"]) == {"FP32 parent", "FP64 parent", "FP64 model", *plain}
     assert result["floors"]["FP64 parent"]["forces"]["maximum"] < 1e-9
     assert result["floors"]["model, not oriented"]["forces"]["mean"] > 1e-4
-    assert result["size"]["file_ratio"] > 1.0
+    parent, model = (folder / f"{name}.safetensors" for name in ("fp32", "w4a8"))
+    assert result["size"]["file_ratio"] == parent.stat().st_size / model.stat().st_size
     kinds = {use["kind"] for use in result["codes"]}
     assert kinds == {"weight", "activation", "magnitude", "direction"}
     report = (folder / "out" / "report.html").read_text()

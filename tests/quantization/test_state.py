@@ -65,7 +65,7 @@ def test_exports_before_and_after_freezing_are_the_same() -> None:
 
 
 def test_numbers_that_stay_float_take_sixteen_bits_once_frozen() -> None:
-    network = freeze_(calibrated(transformer(), "w4a8"))
+    network = freeze_(calibrated(transformer(), "w8a8"))
     tensors, _ = export_state(network)
     assert tensors["embedding.weight"].dtype == np.float16
     assert tensors["attention.0.filter.weight"].dtype == np.float16
