@@ -59,6 +59,7 @@ def test_the_readmes_python_runs_after_its_tour(
     for words in commands("README.md", "mine"):
         if words[1] in ("config", "train", "quantize"):
             assert main([*words[1:], *SHORTENED.get(words[1], [])]) == 0
-    (program,) = blocks("README.md", "python")
-    exec(compile(textwrap.dedent(program), "README.md", "exec"), {})
-    assert "meV/Å" in capsys.readouterr().out
+    evaluation, ase = blocks("README.md", "python")
+    for program, unit in ((evaluation, "meV/Å"), (ase, "eV")):
+        exec(compile(textwrap.dedent(program), "README.md", "exec"), {})
+        assert unit in capsys.readouterr().out
