@@ -79,7 +79,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     fastest = engine.kernel_names()[0]
     assert rows[f"engine w8a8 {fastest}"]["forces"]["own_fp32_over_this"] > 0
     assert record["cost_against_atoms"][0]["atoms"] == 24
-    assert record["peak_megabytes"]["water-192"]["engine fp32"] > 10
+    assert 10 < record["peak_megabytes"]["water-192"]["engine fp32"] < 250
     assert output.with_suffix(".svg").read_text().count("<svg") == 1
 
 

@@ -45,8 +45,9 @@ _STEP = 1e-9  # fs: dynamics that stays where it is, for the time of a step
 _LONGEST = 20.0  # seconds that one contender may take in one system
 _COMPILED_ATOMS = 30  # torch.compile takes minutes for large systems
 
+# Linux counts the peak of getrusage from before the program was started; VmHWM does not.
 MEMORY = """
-import resource, sys
+import os, resource, sys
 from equibit.experiments.bench_systems import water
 structure = water(int(sys.argv[3]))
 if sys.argv[1] == "engine":
@@ -55,7 +56,11 @@ else:
     from equibit.models import load_potential as load
 potential = load(sys.argv[2])
 potential.compute([structure])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+if os.path.exists("/proc/self/status"):
+    with open("/proc/self/status") as file:
+        print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 IMPORT = """
