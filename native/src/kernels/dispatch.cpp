@@ -1,7 +1,10 @@
 #include <cstring>
 
-#ifdef EQUIBIT_AMX
+#if defined(EQUIBIT_X86)
 #include <cpuid.h>
+#elif defined(EQUIBIT_NEON) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include "kernels/kernels.h"
@@ -9,17 +12,30 @@
 namespace equibit {
 namespace {
 
-#ifdef EQUIBIT_AMX
-bool has_tiles() {
+#ifdef EQUIBIT_X86
+/// Whether all these bits of EAX or EDX of CPUID leaf 7 are set.
+bool leaf7(unsigned subleaf, unsigned eax, unsigned edx) {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kTile) != 0 && (d & kInt8) != 0;
+  return __get_cpuid_count(7, subleaf, &a, &b, &c, &d) != 0 && (a & eax) == eax &&
+         (d & edx) == edx;
+}
+constexpr unsigned kAvxVnni = 1u << 4;                   // subleaf 1, EAX
+[[maybe_unused]] constexpr unsigned kTiles = 3u << 24;   // subleaf 0, EDX: tiles and int8
+#endif
+
+#ifdef EQUIBIT_NEON
+bool has_dot_products() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return true;  // every 64-bit Apple processor since 2018
+#endif
 }
 #endif
 
 struct Choices {
-  const Kernels* tables[5] = {};
-  const char* names[6] = {};
+  const Kernels* tables[6] = {};
+  const char* names[7] = {};
 
   Choices() {
     int count = 0;
@@ -30,11 +46,15 @@ struct Choices {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vnni")) {
 #ifdef EQUIBIT_AMX
-      if (has_tiles() && amx_permitted()) tables[count++] = &amx_kernels();
+      if (leaf7(0, 0, kTiles) && amx_permitted()) tables[count++] = &amx_kernels();
 #endif
       tables[count++] = &avx512_kernels();
     }
+    if (fma && leaf7(1, kAvxVnni, 0)) tables[count++] = &avxvnni_kernels();
     if (fma) tables[count++] = &avx2_kernels();
+#endif
+#ifdef EQUIBIT_NEON
+    if (has_dot_products()) tables[count++] = &neon_kernels();
 #endif
     tables[count++] = &portable_kernels();
     for (int k = 0; k < count; ++k) names[k] = tables[k]->name;

@@ -217,6 +217,7 @@ struct Kernels {
   /// Split codes need `split_fits(words, group_words)`; their planes follow from `highest`.
   void (*gemm_codes16)(const CodeProduct&);
   void (*gemm_codes8)(const CodeProduct&);
+  int codes8_limit;  // of |w| for products of 8-bit codes
   void (*gemm_split)(const CodeProduct&);
   void (*round_rows16)(const CodeRows&);
   void (*round_rows8)(const CodeRows&);
@@ -232,7 +233,9 @@ struct Kernels {
 };
 
 const Kernels& portable_kernels();
+const Kernels& neon_kernels();
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
 const Kernels& amx_kernels();
 /// Asks the operating system for the tile registers.

@@ -1,6 +1,7 @@
 #include "operations/product.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace equibit {
 namespace {
@@ -52,7 +53,11 @@ PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int b
   int words = words_of(in, 4), group_words = words_of(group, 4);
   const bool tiles = kernels.gemm_split != nullptr;
   if (tiles && result.groups == 1) group_words = words = (words + 15) / 16 * 16;
-  if (!wide && kernels.gemm_codes8 != nullptr) {
+  int heaviest = 0;
+  for (int o = 0; o < out; ++o) {
+    for (int k = 0; k < in; ++k) heaviest = std::max(heaviest, std::abs(code_at(o, k)));
+  }
+  if (!wide && heaviest <= kernels.codes8_limit) {
     result.layout = PackedCodes::Layout::kBytes;
   } else if (wide && tiles && split_fits(words, group_words)) {
     result.layout = PackedCodes::Layout::kSplit;

@@ -1,0 +1,3 @@
+#define EQUIBIT_TABLE avxvnni_kernels
+#define EQUIBIT_NAME "avxvnni"
+#include "kernels/kernels.inc"
