@@ -158,6 +158,7 @@ class Springs final : public Network {
   double cutoff() const override { return 3.0; }
   int elements() const override { return 2; }
   const char* kernels_name() const override { return "none"; }
+  std::vector<Arithmetic> arithmetic() const override { return {}; }
   void compute(PairList& pairs, const int32_t*, Workspace&, Crew&,
                const Outputs& out) const override {
     std::fill(out.atomic_energies, out.atomic_energies + pairs.n_atoms, 0.0);

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from tests.evaluation.test_description import write_model
 
+from equibit import engine
 from equibit.cli.main import main
+
+DATA = Path(__file__).parents[1] / "engine" / "data"
 
 
 @pytest.fixture
@@ -19,6 +22,24 @@ def test_tables(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for text in ("verified", "equivariant_transformer", "Recipe w4a8", "mix.1", "whole file"):
         assert text in shown
+
+
+@pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
+def test_what_runs_in_integers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = DATA / "ethanol-w4a8-v1.safetensors"
+    assert main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "In the engine" in shown
+    for name, forward, _ in engine.load(path).arithmetic:
+        assert forward.startswith("float32" if name.startswith("head") else "integer: 8") or (
+            ".mix." in name
+        )
+    assert "8-bit inputs" in shown
+
+
+def test_what_the_engine_does_not_run(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model)]) == 0
+    assert "Engine does not run it" in capsys.readouterr().out
 
 
 def test_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

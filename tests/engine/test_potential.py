@@ -127,6 +127,25 @@ def test_threads_may_share_a_potential(tmp_path: Path) -> None:
     assert got == expected
 
 
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    path = model_file(tmp_path)
+    one, three = engine.load(path), engine.load(path, threads=3)
+    generator = np.random.default_rng(0)
+    large = Structure(
+        generator.choice(ELEMENTS, 343),
+        np.stack(np.meshgrid(*[np.arange(7) * 1.6] * 3), -1).reshape(-1, 3)
+        + generator.uniform(-0.2, 0.2, (343, 3)),
+    )
+    structures = [large, *MOLECULES.values(), *CRYSTALS.values()]
+    for got, expected in zip(three.compute(structures), one.compute(structures), strict=True):
+        assert (got.atomic_energies == expected.atomic_energies).all()
+        assert (got.forces == expected.forces).all()
+    (got,), (expected,) = three.compute([large]), one.compute([large])
+    assert (got.forces == expected.forces).all()
+    with pytest.raises(ModelError, match="threads is 0"):
+        engine.load(path, threads=0)
+
+
 def test_far_apart_atoms_are_isolated(tmp_path: Path) -> None:
     native = engine.load(model_file(tmp_path))
     apart = Structure([1, 8], [[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]])

@@ -5,6 +5,7 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "faces/python.h"
@@ -13,6 +14,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "files/container.h"
@@ -67,7 +69,7 @@ Cell cell_of(const std::optional<Lattice>& cell, std::array<bool, 3> periodic) {
 
 nb::tuple Model::compute(const Species& species, const Positions& positions,
                          const std::optional<Lattice>& cell, std::array<bool, 3> periodic,
-                         bool gradients) const {
+                         bool gradients, int threads) const {
   const auto n = checked_atoms(network(), species);
   if (static_cast<int64_t>(positions.shape(0)) != n) {
     throw nb::value_error("positions and species differ in length");
@@ -79,7 +81,7 @@ nb::tuple Model::compute(const Species& species, const Positions& positions,
   double* virial = gradients ? results + 4 * n : nullptr;
   {
     const nb::gil_scoped_release release;
-    const Scratch::Lease scratch = scratch_.borrow(network().cutoff());
+    const Scratch::Lease scratch = scratch_.borrow(network().cutoff(), threads);
     PairList pairs = scratch->neighbors.find(n, positions.data(), lattice, scratch->workspace);
     const Outputs outputs{results, forces, virial};
     network().compute(pairs, species.data(), scratch->workspace, scratch->crew, outputs);
@@ -115,7 +117,14 @@ NB_MODULE(_native, m) {
       .def_prop_ro("cutoff", [](const Model& model) { return model.network().cutoff(); })
       .def_prop_ro("kernels", [](const Model& model) { return model.network().kernels_name(); })
       .def("compute", &Model::compute, nb::arg("species"), nb::arg("positions"), nb::arg("cell"),
-           nb::arg("periodic"), nb::arg("gradients"));
+           nb::arg("periodic"), nb::arg("gradients"), nb::arg("threads") = 1)
+      .def_prop_ro("arithmetic", [](const Model& model) {
+        std::vector<std::tuple<std::string, std::string, std::string>> rows;
+        for (const Arithmetic& row : model.network().arithmetic()) {
+          rows.emplace_back(row.product, row.forward, row.reverse);
+        }
+        return rows;
+      });
   m.def("load", &load, nb::rv_policy::take_ownership, nb::arg("path"),
         nb::arg("kernels") = nb::none());
   bind_dynamics(m);

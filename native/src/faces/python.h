@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <mutex>
@@ -28,7 +29,7 @@ using Lattice = nb::ndarray<const double, nb::shape<3, 3>, nb::c_contig, nb::dev
 class Scratch {
  public:
   struct One {
-    explicit One(double cutoff) : neighbors(cutoff, 0.0) {}
+    One(double cutoff, int threads) : neighbors(cutoff, 0.0), crew(threads) {}
     Neighbors neighbors;
     Workspace workspace;
     Crew crew;
@@ -52,16 +53,18 @@ class Scratch {
     std::unique_ptr<One> one_;
   };
 
-  Lease borrow(double cutoff) {
+  Lease borrow(double cutoff, int threads) {
     std::unique_ptr<One> one;
     {
       const std::lock_guard lock(mutex_);
-      if (!free_.empty()) {
-        one = std::move(free_.back());
-        free_.pop_back();
+      const auto fits = [&](const auto& free) { return free->crew.threads() == threads; };
+      const auto found = std::find_if(free_.begin(), free_.end(), fits);
+      if (found != free_.end()) {
+        one = std::move(*found);
+        free_.erase(found);
       }
     }
-    if (one == nullptr) one = std::make_unique<One>(cutoff);
+    if (one == nullptr) one = std::make_unique<One>(cutoff, threads);
     return Lease(*this, std::move(one));
   }
 
@@ -81,7 +84,7 @@ class Model {
   /// Atomic energies, forces and virial, the last two None without gradients.
   nb::tuple compute(const Species& species, const Positions& positions,
                     const std::optional<Lattice>& cell, std::array<bool, 3> periodic,
-                    bool gradients) const;
+                    bool gradients, int threads) const;
 
  private:
   LoadedModel model_;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "operations/crew.h"
 #include "operations/geometry.h"
@@ -15,6 +17,11 @@ struct Outputs {
   double* virial;           // [3][3] Σ r ⊗ ∂E/∂r in eV, symmetrised, or null
 };
 
+/// In what numbers a matrix product runs, in words.
+struct Arithmetic {
+  std::string product, forward, reverse;
+};
+
 class Network {
  public:
   virtual ~Network() = default;
@@ -25,6 +32,9 @@ class Network {
   virtual int elements() const = 0;
   /// Name of the instruction set in use.
   virtual const char* kernels_name() const = 0;
+
+  /// Every matrix product.
+  virtual std::vector<Arithmetic> arithmetic() const = 0;
 
   /// Energies, and forces and virial where asked for, of one structure whose pairs are listed. The
   /// vectors of `pairs` may be turned in place. Concurrent calls need a workspace and a crew each.

@@ -155,6 +155,16 @@ void Product::read_codes(const Tensors& tensors, const std::string& name) {
   }
 }
 
+std::string Product::forward_arithmetic() const {
+  if (highest_ == 0) return "float32";
+  const std::string bits = highest_ <= 127 ? "8" : (highest_ <= kHighest16 ? "16" : "24");
+  return "integer: " + bits + "-bit inputs, 8-bit weights";
+}
+
+std::string Product::reverse_arithmetic() const {
+  return reverse_.empty() ? "float32" : "integer: 16-bit gradients, 8-bit weights";
+}
+
 void Product::run(const PackedCodes& codes, const CodeRows& wanted, const float* bias,
                   const int32_t* bias_index, float* y, int64_t ldy, bool add,
                   Workspace& workspace) const {

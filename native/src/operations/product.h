@@ -44,6 +44,10 @@ class Product {
   Product(const Kernels& kernels, const Tensors& tensors, const std::string& name, int in, int out,
           bool bias, int species);
 
+  /// In words, for people.
+  std::string forward_arithmetic() const;
+  std::string reverse_arithmetic() const;
+
   int in() const { return in_; }
   int out() const { return out_; }
 

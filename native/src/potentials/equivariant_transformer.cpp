@@ -204,6 +204,27 @@ Coupling EquivariantTransformer::coupling(const Layer& layer, size_t path) const
           .weight = layer.product_weights[path].data()};
 }
 
+std::vector<Arithmetic> EquivariantTransformer::arithmetic() const {
+  std::vector<Arithmetic> rows;
+  const auto add = [&](const std::string& name, const Product& product) {
+    rows.push_back({name, product.forward_arithmetic(), product.reverse_arithmetic()});
+  };
+  for (size_t index = 0; index < layers_.size(); ++index) {
+    const Layer& layer = layers_[index];
+    const std::string at = std::to_string(index);
+    add("attention." + at + ".query, key, value", layer.qkv);
+    add("attention." + at + ".output", layer.output);
+    for (size_t l = 1; l < layer.mix.size(); ++l) {
+      add("update." + at + ".mix." + std::to_string(l), layer.mix[l]);
+    }
+    add("update." + at + ".hidden", layer.hidden);
+    add("update." + at + ".output", layer.update);
+  }
+  add("head.hidden", head_hidden_);
+  add("head.output", head_output_);
+  return rows;
+}
+
 void EquivariantTransformer::compute(PairList& list, const int32_t* species, Workspace& workspace,
                                      Crew& crew, const Outputs& outputs) const {
   const int64_t n = list.n_atoms;

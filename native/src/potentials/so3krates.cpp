@@ -599,6 +599,10 @@ void So3krates::Evaluation::prepare_backward(size_t index, int64_t begin, int64_
   }
 }
 
+std::vector<Arithmetic> So3krates::arithmetic() const {
+  return {{"all", "float32", "float32"}};
+}
+
 void So3krates::compute(PairList& list, const int32_t* species, Workspace& workspace, Crew& crew,
                         const Outputs& outputs) const {
   const int64_t n = list.n_atoms;

@@ -35,6 +35,7 @@ class So3krates final : public Network {
   int elements() const override { return config_.elements; }
   const char* kernels_name() const override { return kernels_->name; }
 
+  std::vector<Arithmetic> arithmetic() const override;
   void compute(PairList& pairs, const int32_t* species, Workspace& workspace, Crew& crew,
                const Outputs& outputs) const override;
 

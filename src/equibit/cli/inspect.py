@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,36 @@ def inspect(
     if description.layers:
         console.print(_layer_table(description))
     console.print(_size_table(description))
+    _print_arithmetic(console, description)
     console.print(key_value_table("Training", dict(_flat(description.training))))
+
+
+def _print_arithmetic(console: Console, description: ModelDescription) -> None:
+    """What runs in integers and what in floats, as the compiled engine itself says it."""
+    from equibit import engine
+    from equibit.structures.errors import EquibitError
+
+    try:
+        potential = engine.load(description.file)
+    except EquibitError as error:
+        console.print(f"[bold]Engine[/bold] does not run it: {error}", soft_wrap=True)
+        return
+    table = Table(
+        title=f"In the engine on this processor ({potential.kernels})",
+        title_justify="left",
+        header_style="dim",
+    )
+    for column in ("product", "energies", "forces"):
+        table.add_column(column)
+    rows: dict[tuple[str, str, str], int] = {}
+    for name, forward, reverse in potential.arithmetic:
+        row = (re.sub(r"\.\d+\.(?=\D)", ".*.", name), forward, reverse)
+        rows[row] = rows.get(row, 0) + 1
+    for (name, forward, reverse), count in rows.items():
+        table.add_row(f"{name} ({count}×)" if count > 1 else name, forward, reverse)
+    table.add_row("filters, attention, norms, gates, sums over neighbours", "float32", "float32")
+    table.add_row("neighbours, distances, harmonics, frames, sums of forces", "float64", "float64")
+    console.print(table)
 
 
 def _overview(description: ModelDescription) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ from equibit.structures.errors import EquibitError, FileFormatError, ModelError,
 from equibit.structures.neighbors import check_distinct_positions
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import Structure
+
+_SHARED = 200  # atoms from which threads share one structure
 
 
 @cache
@@ -59,12 +62,16 @@ def supports(name_or_path: str | Path) -> bool:
     return True
 
 
-def load(name_or_path: str | Path, *, kernels: str | None = None) -> NativePotential:
+def load(
+    name_or_path: str | Path, *, kernels: str | None = None, threads: int = 1
+) -> NativePotential:
     """A shipped model or a model file as a potential run by the engine.
 
     Args:
         name_or_path: shipped name, model file, or the folder of a finished run.
         kernels: instruction set by name, one of ``kernel_names()``; None for the fastest.
+        threads: that share batches of structures, and structures of more than a few hundred atoms.
+            No bit of a result depends on it.
 
     Raises:
         ModelError: no such model, a network or recipe that the engine does not run, or no engine.
@@ -81,7 +88,7 @@ def load(name_or_path: str | Path, *, kernels: str | None = None) -> NativePoten
         raise ModelError(f"{path}: {error}: compute with torch (equibit.load_potential)") from error
     except (native.FileFault, native.ModelFault) as error:
         raise FileFormatError(f"{path}: {error}") from error
-    return NativePotential(model)
+    return NativePotential(model, threads=threads)
 
 
 def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = None) -> Potential:
@@ -126,14 +133,18 @@ class NativePotential:
 
     Args:
         model: of compiled code; see ``load``.
+        threads: that share batches and large systems.
 
     Attributes:
         name: what reports call it.
         kernels: the instruction set in use.
+        threads: see ``load``.
         faults: what compiled code throws for a bad structure; see ``explained``.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, threads: int = 1) -> None:
+        if threads < 1:
+            raise ModelError(f"threads is {threads}; expected 1 or more")
         native = _required()
         self._network = model
         self._info = PotentialInfo(
@@ -142,6 +153,7 @@ class NativePotential:
         self._native = native
         self.faults = (native.StructureFault, native.Coincidence, native.NotFinite)
         self.kernels = str(model.kernels)
+        self.threads = threads
 
     @property
     def name(self) -> str:
@@ -163,9 +175,14 @@ class NativePotential:
         """
         if stress:
             check_cells(structures)
-        return [self._compute_one(structure, forces, stress) for structure in structures]
+        if self.threads == 1 or len(structures) == 1:
+            return [self._compute_one(s, forces, stress, self.threads) for s in structures]
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(lambda s: self._compute_one(s, forces, stress, 1), structures))
 
-    def _compute_one(self, structure: Structure, forces: bool, stress: bool) -> Prediction:
+    def _compute_one(
+        self, structure: Structure, forces: bool, stress: bool, threads: int
+    ) -> Prediction:
         species = species_index(structure, self._info.elements).astype(np.int32)
         gradients = forces or stress
         try:
@@ -175,6 +192,7 @@ class NativePotential:
                 None if structure.cell is None else np.ascontiguousarray(structure.cell),
                 structure.pbc.tolist(),
                 gradients,
+                threads if len(structure) >= _SHARED else 1,
             )
         except self.faults as fault:
             raise self.explained(fault, structure) from None
@@ -184,6 +202,11 @@ class NativePotential:
             force if forces else None,
             _stress(structure, virial) if stress else None,
         )
+
+    @property
+    def arithmetic(self) -> list[tuple[str, str, str]]:
+        """Of every matrix product its layers, its numbers, and those of its reverse, in words."""
+        return list(self._network.arithmetic)
 
     @property
     def compiled(self) -> Any:
