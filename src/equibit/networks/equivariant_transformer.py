@@ -56,8 +56,8 @@ class EquivariantTransformerConfig(NetworkConfig):
         attention: ``linear`` or ``softmax`` weights; ``linear`` learns more from the same data.
         robust_attention: ℓ2-normalise queries and keys and learn a temperature per head.
         hidden: width of the hidden layer of the update network, as a multiple of the scalars.
-        axial_messages: let the parts of the vectors along a bond reach every degree; lower errors
-            for a quarter more time.
+        axial_messages: let the parts of the vectors along a bond reach every degree, at the price
+            of a radial filter for each pair of degrees above 0.
     """
 
     architecture: Literal["equivariant_transformer"] = "equivariant_transformer"
