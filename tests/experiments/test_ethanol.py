@@ -17,6 +17,7 @@ from equibit.experiments.ethanol import Cell, Ethanol, EthanolConfig
 from equibit.experiments.ethanol_table import make_table, read_results
 from equibit.experiments.shipping import ship
 from equibit.models import load_potential
+from equibit.storage.checksum import file_sha256
 from equibit.structures import ConfigError, FileFormatError
 
 
@@ -167,10 +168,12 @@ def test_md17_labels_are_another_data_set_and_another_row(finished: EthanolConfi
 def test_shipped_models_have_names_and_cards(finished: EthanolConfig, tmp_path: Path) -> None:
     written = ship(Ethanol(finished), tmp_path, seed=0, variants=["fp32", "w4a8"])
     assert [p.name for p in written] == [
-        "ethanol-fp32.safetensors", "ethanol-fp32.md", "ethanol-w4a8.safetensors", "ethanol-w4a8.md"
-    ]  # fmt: skip
-    assert load_potential(written[2]).info.name == "ethanol-w4a8"
-    card = written[3].read_text()
+        f"ethanol-{recipe}{suffix}"
+        for recipe in ("fp32", "w4a8")
+        for suffix in (".safetensors", ".md", ".json")
+    ]
+    assert load_potential(written[3]).info.name == "ethanol-w4a8"
+    card = written[4].read_text()
     result = json.loads(Ethanol(finished).result(Cell("rmd17", "w4a8", 0)).read_text())
     for text in (
         "# ethanol-w4a8",
@@ -182,6 +185,11 @@ def test_shipped_models_have_names_and_cards(finished: EthanolConfig, tmp_path: 
         "Licence: MIT",
     ):
         assert text in card
+    figures = json.loads(written[5].read_text())
+    assert figures["model_sha256"] == file_sha256(written[3])
+    errors = result["model"]["errors"]
+    assert figures["figures"]["forces_mae_mev_a"] == errors["forces"]["mae"]
+    assert figures["figures"]["energy_mae_mev"] == errors["energy"]["mae"]
 
 
 def test_what_was_not_run_cannot_be_shipped(finished: EthanolConfig, tmp_path: Path) -> None:

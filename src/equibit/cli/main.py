@@ -59,6 +59,9 @@ SUBCOMMANDS = {
     "md": Subcommand(
         "equibit.cli.md", "Molecular dynamics: compiled steps, checkpoints, a picture."
     ),
+    "models": Subcommand(
+        "equibit.cli.models", "List, show and copy the models that come with equibit."
+    ),
     "inspect": Subcommand(
         "equibit.cli.inspect", "Say what a model file holds: layers, bits, bytes, its card."
     ),

@@ -11,13 +11,13 @@ from typing import Any
 from equibit.evaluation.metrics import symbol
 from equibit.evaluation.record import Record
 from equibit.evaluation.size import ModelSize, PartSize, measure_size, packed_layers
+from equibit.models.shipped import CARD_SUFFIX
 from equibit.quantization.recipes import Recipe, ScalarSpec, VectorSpec
 from equibit.storage import read_container
 from equibit.storage.checksum import file_sha256
 from equibit.structures.errors import ConfigError, FileFormatError
 
 FP32 = "fp32"
-CARD_SUFFIX = ".md"
 _SHARED = ("architecture", "elements", "cutoff")
 
 

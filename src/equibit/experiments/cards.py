@@ -8,15 +8,14 @@ from typing import Any
 
 from equibit.datasets.catalog import ENTRIES
 from equibit.evaluation.description import (
-    CARD_SUFFIX,
     ModelDescription,
     describe_model,
 )
 from equibit.evaluation.summary import byte_count, number
+from equibit.models.shipped import CARD_SUFFIX
+from equibit.models.zoo import LICENCE
 from equibit.storage.atomic import atomic_text
 from equibit.structures.errors import ConfigError
-
-LICENCE = "MIT"
 
 
 def write_card(

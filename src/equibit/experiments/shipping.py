@@ -1,7 +1,8 @@
-"""Trained networks of the ethanol table into the package, under their names, with their cards."""
+"""Trained networks of the ethanol table into the package, with their cards and figures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from equibit.experiments.cards import write_card
 from equibit.experiments.ethanol import Cell, Ethanol
 from equibit.experiments.stages import read_evaluation
 from equibit.models.shipped import SUFFIX
-from equibit.storage import read_container, write_container
+from equibit.models.zoo import FIGURES_SUFFIX, headline_figures
+from equibit.storage import atomic_text, read_container, write_container
 from equibit.storage.checksum import file_sha256
 from equibit.structures.errors import ConfigError
 
@@ -41,8 +43,22 @@ def ship(experiment: Ethanol, folder: Path, *, seed: int, variants: Sequence[str
         target = folder / f"{name}{SUFFIX}"
         container = read_container(experiment.model(cell), kind="model")
         write_container(target, container.tensors, {**container.header, "name": name})
-        written += [target, write_card(target, _renamed(evaluation, name, file_sha256(target)))]
+        own = _renamed(evaluation, name, file_sha256(target))
+        written += [target, write_card(target, own), write_figures(target, own)]
     return written
+
+
+def write_figures(model: Path, evaluation: Mapping[str, Any]) -> Path:
+    """Write what ``equibit models`` tells of a model beside its file, and return where."""
+    path = model.with_suffix(FIGURES_SUFFIX)
+    record = {
+        "model_sha256": evaluation["model_sha256"],
+        "command": evaluation.get("command"),
+        "figures": headline_figures(evaluation),
+    }
+    with atomic_text(path) as file:
+        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return path
 
 
 def _renamed(evaluation: Mapping[str, Any], name: str, digest: str) -> dict[str, Any]:

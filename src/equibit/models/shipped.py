@@ -9,11 +9,17 @@ from equibit.structures.errors import ModelError
 
 _FOLDER = Path(__file__).parent / "files"
 SUFFIX = ".safetensors"
+CARD_SUFFIX = ".md"
 
 
 def shipped_models() -> list[str]:
     """Names of the models in the package."""
     return sorted(path.name.removesuffix(SUFFIX) for path in _FOLDER.glob(f"*{SUFFIX}"))
+
+
+def shipped_file(name: str) -> Path:
+    """Where a shipped model is, for one of the names that ``shipped_models`` lists."""
+    return _FOLDER / f"{name}{SUFFIX}"
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
@@ -23,14 +29,13 @@ def resolve_model(name_or_path: str | Path) -> Path:
         ModelError: neither a shipped name nor an existing file.
     """
     path = Path(name_or_path)
-    shipped = _FOLDER / f"{name_or_path}{SUFFIX}"
     if path.is_file():
         return path
     if path.is_dir() and (path / f"model{SUFFIX}").is_file():
         return path / f"model{SUFFIX}"
-    if len(path.parts) == 1 and shipped.is_file():
-        return shipped
     names = shipped_models()
+    if str(name_or_path) in names:
+        return shipped_file(str(name_or_path))
     close = difflib.get_close_matches(str(name_or_path), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else "."
     raise ModelError(
