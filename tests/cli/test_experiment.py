@@ -31,7 +31,22 @@ COMMON = ["--training", "training.yaml", "--fine-tuning", "tuning.yaml"]
 
 def test_the_table_alone_needs_no_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "README.md").write_text("<!-- results-table -->\n<!-- /results-table -->\n")
-    assert main(["experiment", "ethanol", "--stages", "table", "--labels", "rmd17"]) == 0
+    assert (
+        main(
+            [
+                "experiment",
+                "ethanol",
+                "--stages",
+                "report",
+                "--seeds",
+                "0",
+                *COMMON,
+                "--labels",
+                "rmd17",
+            ]
+        )
+        == 0
+    )
     assert "README.md" in capsys.readouterr().out
     assert "`naive-w8a8`" in (folder / "README.md").read_text()
     assert (folder / "results" / "ethanol" / "table.md").read_text().count("## Targets") == 1
@@ -57,9 +72,9 @@ def test_dry_run_lists_and_writes_nothing(folder: Path, capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["ethanol", "--stages", "bake"], "--stages: no 'bake'"),
-        (["ethanol", "--seeds", "one"], "--seeds: 'one' is no whole number"),
+        (["ethanol", "--seeds", "one"], "seeds.0: Input should be a valid integer"),
         (["ethanol", "--seeds", ","], "--seeds names nothing"),
-        (["ethanol", "--labels", "qm9"], "--labels: no 'qm9'"),
+        (["ethanol", "--labels", "qm9"], "labels.0: Input should be"),
         (["ethanol", "--recipes", "w4a9"], "no recipe 'w4a9'"),
         (["ethanol", "--training", "none.yaml", "--dry-run"], "none.yaml"),
         (["ethanol", "--dry-run", "optimization.epoch=3"], "epoch"),

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from tests.experiments.small import NETWORK, small_rmd17
 
-from equibit.experiments import ethanol
+from equibit.experiments import stages as stages_module
 from equibit.experiments.cards import write_card
 from equibit.experiments.ethanol import Cell, Ethanol, EthanolConfig
 from equibit.experiments.ethanol_table import make_table, read_results
 from equibit.experiments.shipping import ship
+from equibit.experiments.stages import seconds_left
 from equibit.models import load_potential
 from equibit.storage.checksum import file_sha256
 from equibit.structures import ConfigError, FileFormatError
@@ -73,7 +74,7 @@ def test_every_cell_has_its_figures(finished: EthanolConfig) -> None:
     }  # fmt: skip
     assert low["settings"]["fine_tuning"]["epochs"] == 1
     assert "energy_errors" not in low["model"]["errors"]
-    assert low["command"].startswith("equibit experiment ethanol --seeds 0 --labels rmd17")
+    assert low["command"].startswith("equibit reproduce ethanol --seeds 0")
     assert results["control"]["model"]["info"]["recipe"] == "fp32"
     assert low["floors"]["FP64 model"]["forces"]["maximum"] < 1e-8
     assert results["naive-w8a8"]["equivariance"]["forces"]["mean"] > 1e-4
@@ -84,7 +85,7 @@ def test_nothing_is_done_twice(finished: EthanolConfig, monkeypatch: pytest.Monk
         raise AssertionError("done already")
 
     for name in ("train", "quantize", "evaluate_model"):
-        monkeypatch.setattr(ethanol, name, forbidden)
+        monkeypatch.setattr(stages_module, name, forbidden)
     said: list[str] = []
     Ethanol(finished).run(("train", "quantize", "evaluate"), say=said.append)
     assert len(said) == 8
@@ -103,7 +104,7 @@ def test_what_has_no_parent_yet_waits(finished: EthanolConfig) -> None:
 def test_other_settings_in_the_same_folder_are_refused(finished: EthanolConfig) -> None:
     config = finished.model_copy(update={"overrides": ("optimization.epochs=2",)})
     with pytest.raises(ConfigError, match="another configuration"):
-        Ethanol(config).stages()
+        Ethanol(config).run(("train",))
 
 
 def test_figures_of_another_model_file_do_not_count(finished: EthanolConfig) -> None:
@@ -112,8 +113,8 @@ def test_figures_of_another_model_file_do_not_count(finished: EthanolConfig) -> 
     original = result.read_text()
     try:
         result.write_text(json.dumps({**json.loads(original), "model_sha256": "0" * 64}))
-        missing = [(s.kind, s.cell.variant) for s in experiment.stages() if not s.done]
-        assert missing == [("evaluate", "w4a8")]
+        missing = [(s.kind, s.name) for s in experiment.stages() if not s.done]
+        assert missing == [("evaluate", "rmd17-w4a8-seed0")]
     finally:
         result.write_text(original)
 
@@ -124,9 +125,9 @@ def test_a_new_parent_asks_for_new_children(finished: EthanolConfig) -> None:
     original = parent.read_bytes()
     try:
         parent.write_bytes(experiment.model(Cell("rmd17", "control", 0)).read_bytes())
-        missing = {(s.kind, s.cell.variant) for s in experiment.stages() if not s.done}
-        assert ("quantize", "w4a8") in missing
-        assert ("evaluate", "fp32") in missing
+        missing = {(s.kind, s.name) for s in experiment.stages() if not s.done}
+        assert ("quantize", "rmd17-w4a8-seed0") in missing
+        assert ("evaluate", "rmd17-fp32-seed0") in missing
     finally:
         parent.write_bytes(original)
 
@@ -135,8 +136,8 @@ def test_estimates_are_for_what_is_missing(finished: EthanolConfig) -> None:
     config = finished.model_copy(update={"seeds": (0, 1)})
     experiment = Ethanol(config)
     stages = experiment.stages()
-    left = experiment.seconds_left(stages)
-    assert {stage.cell.seed for stage in left} == {1}
+    left = seconds_left(stages)
+    assert all(stage.name.endswith("seed1") for stage in left)
     assert len(left) == 8
     assert all(seconds > 0 for seconds in left.values())
 
@@ -150,8 +151,8 @@ def test_a_run_under_way_tells_its_pace(finished: EthanolConfig, tmp_path: Path)
         (folder / name).write_text(text)
         os.utime(folder / name, (date, date))
     stages = [stage for stage in experiment.stages() if stage.kind == "train"]
-    assert experiment.epochs(stages[0]) == (25, 100)
-    assert experiment.seconds_left(stages) == {stages[0]: pytest.approx(300.0)}
+    assert stages[0].steps() == (25, 100)
+    assert seconds_left(stages) == {stages[0]: pytest.approx(300.0)}
 
 
 def test_md17_labels_are_another_data_set_and_another_row(finished: EthanolConfig) -> None:
@@ -180,7 +181,7 @@ def test_shipped_models_have_names_and_cards(finished: EthanolConfig, tmp_path: 
         "rmd17/ethanol",
         "| seed | 0 |",
         f"{result['model']['errors']['forces']['mae']:.3g} meV/Å",
-        "equibit experiment ethanol --seeds 0",
+        "equibit reproduce ethanol --seeds 0",
         "8-bit activations",
         "Licence: MIT",
     ):

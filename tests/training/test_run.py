@@ -345,7 +345,7 @@ def test_the_figures_are_those_of_the_weights_in_the_model(tmp_path: Path) -> No
     losses = [float(row[rows[0].index("val_loss")]) for row in rows[1:]]
     assert np.argmin(losses) < 5, "the last epoch is the best; the test needs another"
     assert result.metrics["val_loss"] == min(losses)
-    structures = run_module.load_training_structures(settings)[1]
+    structures = run_module.load_training_structures(settings.data)[1]
     predictions = load_potential(result.model).compute(structures)
     errors = [abs(p.energy - s.energy) for p, s in zip(predictions, structures, strict=True)]
     assert 1e3 * np.mean(errors) == pytest.approx(result.metrics["val_energy_mae_meV"], rel=1e-3)

@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from equibit.cli.stages import items, run_experiment
 from equibit.structures.errors import ConfigError
 
-if TYPE_CHECKING:
-    from equibit.experiments.ethanol import Ethanol, Stage
-
 app = typer.Typer(no_args_is_help=True)
-
-STAGES = ("train", "quantize", "evaluate", "table")
-DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
 
 Runs = Annotated[Path, typer.Option(help="Folder of checkpoints and models.")]
 Results = Annotated[Path, typer.Option(help="Folder of figures and tables.")]
@@ -36,7 +30,10 @@ def ethanol(
     recipes: Annotated[
         str, typer.Option(help="Low-bit forms beside the FP32 control, with commas.")
     ] = "w8a8,w4a8,naive-w8a8",
-    stages: Annotated[str, typer.Option(help="What to do, with commas.")] = ",".join(STAGES),
+    stages: Annotated[
+        str | None,
+        typer.Option(help="Of train, quantize, evaluate and report, with commas; all without."),
+    ] = None,
     training: Annotated[
         Path | None, typer.Option(help="Run description of the FP32 training.")
     ] = None,
@@ -58,52 +55,33 @@ def ethanol(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Make the ethanol table: FP32, control and low-bit networks, several seeds.
+    """Make the ethanol table: `equibit reproduce ethanol` with all its settings as options.
 
     Hours on one thread when run whole; done stages are skipped, and a run that was interrupted goes
     on, so seeds and stages can be taken one by one. The tables go to RESULTS, and into README.md
     and docs/results.md where these stand in the working directory.
     """
-    from equibit.cli.progress import stage_progress
     from equibit.datasets.locations import DATA_VARIABLE
-    from equibit.experiments.ethanol import Ethanol, EthanolConfig
-    from equibit.experiments.ethanol_table import make_table, read_results, write_table
+    from equibit.experiments.ethanol import Ethanol
 
-    wanted = _choice("--stages", stages, STAGES)
-    given: dict[str, Any] = {"training": training, "fine_tuning": fine_tuning}
-    config = EthanolConfig(
-        seeds=tuple(_whole(item) for item in _items("--seeds", seeds)),
-        labels=_choice("--labels", labels, ("rmd17", "md17")),  # type: ignore[arg-type]
-        recipes=_recipes(recipes),
+    given: dict[str, Any] = {
+        "training": training, "fine_tuning": fine_tuning, "threads": threads
+    }  # fmt: skip
+    given = {key: value for key, value in given.items() if value is not None}
+    if data_root is not None:
+        os.environ[DATA_VARIABLE] = str(data_root)
+    experiment = Ethanol.configured(
+        seeds=items("--seeds", seeds),
+        labels=items("--labels", labels),
+        recipes=items("--recipes", recipes),
         overrides=tuple(overrides or ()),
         rotations=rotations,
         rotated_structures=rotated_structures,
         runs=runs,
         results=results,
-        threads=threads,
-        **{key: value for key, value in given.items() if value is not None},
+        **given,
     )
-    if data_root is not None:
-        os.environ[DATA_VARIABLE] = str(data_root)
-    experiment = Ethanol(config)
-    if dry_run:
-        _show_plan(experiment, wanted, as_json)
-        return
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    kinds = tuple(stage for stage in wanted if stage != "table")
-    if kinds:
-        experiment.run(kinds, say=say, progress=stage_progress)  # type: ignore[arg-type]
-    if "table" not in wanted:
-        return
-    table = make_table(
-        read_results(results), config.labels, config.recipes, command=experiment.command()
-    )
-    written = write_table(table, results, DOCUMENTS)
-    if as_json:
-        typer.echo(json.dumps(table.to_json(), ensure_ascii=False))
-        return
-    for path in written:
-        Console(highlight=False, soft_wrap=True).print(f"written: {path}")
+    run_experiment(experiment, stages, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
@@ -136,8 +114,8 @@ def drift(
     settings = DynamicsSettings(
         steps=steps, timestep=timestep, temperature=temperature, frame_every=10_000
     )
-    contenders = [contender(text) for text in _items("--models", models)]
-    numbers = [_whole(item) for item in _items("--seeds", seeds)]
+    contenders = [contender(text) for text in items("--models", models)]
+    numbers = [_whole(item) for item in items("--seeds", seeds)]
     with progress() as watcher:
         rows = measure_drift(
             contenders,
@@ -169,7 +147,7 @@ def ship(
     from equibit.experiments.shipping import ship as ship_models
 
     experiment = Ethanol(EthanolConfig(runs=runs, results=results))
-    for path in ship_models(experiment, folder, seed=seed, variants=_items("--variants", variants)):
+    for path in ship_models(experiment, folder, seed=seed, variants=items("--variants", variants)):
         Console(highlight=False, soft_wrap=True).print(f"written: {path}")
 
 
@@ -196,76 +174,8 @@ def card(
     Console(highlight=False, soft_wrap=True).print(f"written: {path}")
 
 
-def _items(option: str, text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise ConfigError(f"{option} names nothing; separate several with commas")
-    return list(dict.fromkeys(items))
-
-
-def _choice(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    items = _items(option, text)
-    unknown = [item for item in items if item not in known]
-    if unknown:
-        raise ConfigError(f"{option}: no {unknown[0]!r}; known are {', '.join(known)}")
-    return tuple(items)
-
-
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
         raise ConfigError(f"--seeds: {text!r} is no whole number") from error
-
-
-def _recipes(text: str) -> tuple[str, ...]:
-    from equibit.quantization.recipes import get_recipe
-
-    return tuple(get_recipe(name).name for name in _items("--recipes", text))
-
-
-def _show_plan(experiment: Ethanol, wanted: tuple[str, ...], as_json: bool) -> None:
-    stages = [stage for stage in experiment.stages() if stage.kind in wanted]
-    left = experiment.seconds_left(stages)
-    if as_json:
-        typer.echo(json.dumps([_plain(experiment, stage, left.get(stage)) for stage in stages]))
-        return
-    table = Table("stage", "model", "state", "time left", title="Ethanol table")
-    for stage in stages:
-        row = _plain(experiment, stage, left.get(stage))
-        state = str(row["state"])
-        time_left = "" if stage.done else _duration(left.get(stage))
-        style = "dim" if stage.done else None
-        table.add_row(stage.kind, stage.cell.name, state, time_left, style=style)
-    console = Console()
-    console.print(table)
-    missing = [stage for stage in stages if not stage.done]
-    console.print(
-        f"{len(missing)} of {len(stages)} stages to do, about {_duration(sum(left.values()))} where "
-        "there was something to estimate from"
-    )
-
-
-def _plain(experiment: Ethanol, stage: Stage, seconds: float | None) -> dict[str, Any]:
-    if stage.done:
-        state = "done"
-    elif stage.kind == "evaluate":
-        state = "missing"
-    else:
-        done, total = experiment.epochs(stage)
-        state = f"{done}/{total} epochs" if done else "missing"
-    return {
-        "stage": stage.kind,
-        "model": stage.cell.name,
-        "state": state,
-        "output": str(stage.output),
-        "seconds_left": None if seconds is None else round(seconds),
-    }
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -71,8 +71,11 @@ SUBCOMMANDS = {
     "bench": Subcommand(
         "equibit.cli.bench", "Time the engine beside PyTorch and its peers, in turns."
     ),
+    "reproduce": Subcommand(
+        "equibit.cli.reproduce", "Make the papers' tables and figures again, stage by stage."
+    ),
     "experiment": Subcommand(
-        "equibit.cli.experiment", "Make the published tables, stage by stage; write model cards."
+        "equibit.cli.experiment", "The ethanol table and the drift figure; write model cards."
     ),
     "config": Subcommand(
         "equibit.cli.config", "Write an example configuration or its JSON schema."

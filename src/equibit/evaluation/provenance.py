@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +27,8 @@ class Provenance(Record):
     threads: arithmetic threads in use.
     platform: operating system and machine.
     versions: of Python and the packages that computed.
+    gpu: name of the CUDA device where torch sees one, else None.
+    commit: of the package's sources, with ``+changes`` where they differ; None outside a checkout.
     """
 
     date: str
@@ -33,6 +37,8 @@ class Provenance(Record):
     threads: int
     platform: str
     versions: Mapping[str, str]
+    gpu: str | None = None
+    commit: str | None = None
 
     @classmethod
     def here(cls) -> Provenance:
@@ -43,6 +49,8 @@ class Provenance(Record):
             threads=threads(),
             platform=f"{platform.system()} {platform.machine()}",
             versions={"python": platform.python_version(), **_package_versions()},
+            gpu=gpu_model(),
+            commit=source_commit(),
         )
 
 
@@ -54,6 +62,33 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def gpu_model() -> str | None:
+    """Name of the first CUDA device, None without one or without torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name(0))
+
+
+@cache
+def source_commit() -> str | None:
+    """Commit of the checkout that holds this package, None where there is none."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def threads() -> int:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from equibit.evaluation.record import Record
 from equibit.evaluation.summary import number
+from equibit.experiments.report import NOT_RUN, Claim, filled, markdown_table
+from equibit.experiments.report import Table as ReportTable
 from equibit.storage.atomic import atomic_text
 from equibit.structures.errors import FileFormatError
 
-NOT_RUN = "not run"
 FP32, CONTROL, NAIVE = "fp32", "control", "naive-w8a8"
 
 UNITS = {
@@ -348,20 +349,53 @@ def page(table: Table) -> str:
     """The whole table as Markdown; one section per kind of labels."""
     parts = []
     for labels in dict.fromkeys(row.labels for row in table.rows):
-        rows = [row for row in table.rows if row.labels == labels]
         parts.append(f"## Ethanol, {_label_words(labels)}")
-        for title, columns in (
-            ("Test errors (meV, meV/Å)", _COLUMNS),
-            ("Symmetry and conservation (meV/Å; torque meV)", _SYMMETRY_COLUMNS),
-            ("Size against FP32", _SIZE_COLUMNS),
-        ):
-            parts.append(f"**{title}**")
-            parts.append(_markdown(["", "seeds", *(c for c, _ in columns)], _lines(rows, columns)))
-        odd = [row.variant for row in rows if not row.settings_agree]
+        parts += [part.markdown() for part in _tables_of(table, labels)]
+        odd = [row.variant for row in table.rows if row.labels == labels and not row.settings_agree]
         if odd:
             parts.append(f"Seeds of {', '.join(odd)} were made with different settings.")
     parts += ["## Targets", _targets(table), "## How these figures were made", _origin(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def report_tables(table: Table) -> list[ReportTable]:
+    """The tables of the page, each with the labels it is about in its title."""
+    return [
+        replace(part, title=f"{_label_words(labels)}: {part.title}")
+        for labels in dict.fromkeys(row.labels for row in table.rows)
+        for part in _tables_of(table, labels)
+    ]
+
+
+def _tables_of(table: Table, labels: str) -> list[ReportTable]:
+    rows = [row for row in table.rows if row.labels == labels]
+    return [
+        ReportTable(
+            title,
+            ("", "seeds", *(column for column, _ in columns)),
+            tuple(tuple(line) for line in _lines(rows, columns)),
+        )
+        for title, columns in (
+            ("Test errors (meV, meV/Å)", _COLUMNS),
+            ("Symmetry and conservation (meV/Å; torque meV)", _SYMMETRY_COLUMNS),
+            ("Size against FP32", _SIZE_COLUMNS),
+        )
+    ]
+
+
+def target_claims(table: Table) -> list[Claim]:
+    """The published figures among the targets."""
+    return [
+        Claim(
+            f"{target.text}, {target.labels} labels",
+            "as published",
+            f"{target.limit:g}",
+            NOT_RUN if target.measured is None else number(target.measured),
+            "not run" if target.met is None else "surpassed" if target.met else "not confirmed",
+        )
+        for target in table.targets
+        if target.published
+    ]
 
 
 def short_table(table: Table) -> str:
@@ -386,7 +420,7 @@ def short_table(table: Table) -> str:
     seeds = sorted({seed for row in rows for seed in row.seeds})
     header = f"rMD17 ethanol, split 1, {len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
     columns = [header, "energy MAE, meV", "force MAE, meV/Å", "LEE mean / median, meV/Å", "file"]
-    return _markdown(columns, lines) + "\n"
+    return markdown_table(columns, lines) + "\n"
 
 
 def _label_words(labels: str) -> str:
@@ -423,7 +457,7 @@ def _targets(table: Table) -> str:
         lines.append(
             [target.text, target.labels, f"{sign} {target.limit:g}", source, measured, met]
         )
-    return _markdown(["", "labels", "target", "", "measured, mean over seeds", "met"], lines)
+    return markdown_table(["", "labels", "target", "", "measured, mean over seeds", "met"], lines)
 
 
 def _origin(table: Table) -> str:
@@ -438,11 +472,6 @@ def _origin(table: Table) -> str:
         f"ratios are taken seed by seed. The command of every cell is in `table.json`; all at once:\n\n"
         f"```bash\n{origin['command']}\n```"
     )
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
 def write_table(table: Table, folder: Path, documents: Sequence[Path] = ()) -> list[Path]:
@@ -470,13 +499,3 @@ def write_table(table: Table, folder: Path, documents: Sequence[Path] = ()) -> l
         with atomic_text(path) as file:
             file.write(text)
     return list(texts)
-
-
-def filled(document: str, marker: str, text: str) -> str:
-    """``document`` with what stands between a pair of marker comments replaced; without, as it is."""
-    start = document.find(f"<!-- {marker}")
-    start = document.find("-->\n", start) if start >= 0 else -1
-    end = document.find(f"<!-- /{marker} -->", start) if start >= 0 else -1
-    if end < 0:
-        return document
-    return f"{document[: start + 4]}\n{text}\n{document[end:]}"

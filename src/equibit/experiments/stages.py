@@ -1,22 +1,45 @@
-"""What experiments share: stages that are skipped once done, and how they tell what they do."""
+"""Stages of experiments: skipped once done, waiting for what they need, resumed after a kill.
+
+An experiment is a list of stages in an order in which each finds what it needs. Trainings,
+fine-tunings and evaluations are the same for all experiments, so that several share a parent by
+naming the same folder; ``Measure`` is for everything else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+
+from equibit.datasets import load_dataset
 from equibit.evaluation.batches import Progress, silent
 from equibit.evaluation.evaluate import Evaluation
+from equibit.evaluation.files import evaluate_model
+from equibit.evaluation.provenance import Provenance
+from equibit.evaluation.record import to_plain
+from equibit.experiments.throughput import eager_step_seconds
 from equibit.models import resolve_model
 from equibit.storage.atomic import atomic_text
 from equibit.storage.checksum import file_sha256
-from equibit.training.config import TrainingConfig
-from equibit.training.qat import QuantizationConfig
-from equibit.training.run import MODEL, describe, finished_run, parent_record
+from equibit.structures import Structure
+from equibit.training.config import DataConfig, TrainingConfig
+from equibit.training.qat import CONTROL, QuantizationConfig, quantize
+from equibit.training.run import (
+    MODEL,
+    describe,
+    finished_run,
+    load_training_structures,
+    parent_record,
+    train,
+)
 
 Say = Callable[[str], None]
 """Called with one line when something begins or is found done."""
@@ -27,6 +50,8 @@ ProgressFactory = Callable[[], AbstractContextManager[Progress]]
 # Numbers per structure or per code: in the report's own JSON, too long to keep in a repository.
 _LONG = ("energy_errors", "force_mae", "force_maximum", "edges")
 
+MIN_EPOCHS = 3  # of a run under way, before its pace says anything
+
 
 def mute(message: str) -> None:
     """The ``Say`` that says nothing."""
@@ -36,6 +61,358 @@ def mute(message: str) -> None:
 def no_bars() -> Iterator[Progress]:
     """The ``ProgressFactory`` without bars."""
     yield silent
+
+
+class Stage(ABC):
+    """One step of an experiment.
+
+    Attributes:
+        kind: what is done; ``--stages`` selects by it.
+        name: of the network or measurement it is about.
+        output: the file it makes.
+        needs: stages whose output it reads.
+        like: stages of one kind with the same word take about equally long.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self, name: str, output: Path, *, needs: Sequence[Stage] = (), like: str = ""
+    ) -> None:
+        self.name = name
+        self.output = output
+        self.needs = tuple(needs)
+        self.like = like
+
+    @property
+    def done(self) -> bool:
+        """Whether its output is there and belongs to what it would be made from.
+
+        Raises:
+            ConfigError: its place holds something made with other settings.
+        """
+        return all(stage.done for stage in self.needs) and self._is_done()
+
+    @abstractmethod
+    def _is_done(self) -> bool:
+        """``done``, where what it needs is there."""
+
+    @abstractmethod
+    def run(self, progress: ProgressFactory = no_bars) -> None:
+        """Make the output; called again after a kill, go on."""
+
+    @property
+    def waits_for(self) -> Stage | None:
+        """The first stage it needs that is not done."""
+        return next((stage for stage in self.needs if not stage.done), None)
+
+    def steps(self) -> tuple[int, int]:
+        """How much of it is done, and how much there is."""
+        return (1, 1) if self.done else (0, 1)
+
+    def seconds_taken(self) -> float | None:
+        """Wall time of a finished stage, from its record."""
+        return _seconds_in(self.output)
+
+    def seconds_foreseen(self, *, trial: bool) -> float | None:
+        """Of all of it, from its pace so far or, where a trial is allowed, from a few steps."""
+        return None
+
+
+class _Run(Stage):
+    """A training or fine-tuning: epochs in a folder of its own."""
+
+    settings: TrainingConfig | QuantizationConfig
+
+    def _is_done(self) -> bool:
+        return is_finished(self.settings)
+
+    def epochs(self) -> int:
+        """How many there are."""
+        raise NotImplementedError
+
+    def steps(self) -> tuple[int, int]:
+        total = self.epochs()
+        if self.done:
+            return total, total
+        try:
+            rows = (self.output.parent / "metrics.csv").read_text().count("\n") - 1
+        except OSError:
+            rows = 0
+        return min(max(rows, 0), total), total
+
+    def seconds_taken(self) -> float | None:
+        return _seconds_in(self.output.parent / "summary.json")
+
+    def seconds_foreseen(self, *, trial: bool) -> float | None:
+        pace = self._pace()
+        if pace is None and trial:
+            pace = self._timed_epoch()
+        return None if pace is None else pace * self.epochs()
+
+    def _pace(self) -> float | None:
+        """Seconds per epoch of a run under way, from the dates of its files."""
+        folder, (done, _) = self.output.parent, self.steps()
+        if done < MIN_EPOCHS:
+            return None
+        begun, last = (folder / name for name in ("config.yaml", "metrics.csv"))
+        return (last.stat().st_mtime - begun.stat().st_mtime) / done
+
+    def _timed_epoch(self) -> float | None:
+        return None
+
+
+class Train(_Run):
+    """An FP32 training."""
+
+    kind = "train"
+
+    def __init__(self, settings: TrainingConfig, *, like: str = "") -> None:
+        super().__init__(settings.run.output.name, model_of(settings), like=like)
+        self.settings: TrainingConfig = settings
+
+    def epochs(self) -> int:
+        return self.settings.optimization.epochs
+
+    def run(self, progress: ProgressFactory = no_bars) -> None:
+        train(self.settings)
+
+    def _timed_epoch(self) -> float:
+        return _timed_epoch(self.settings, self.settings.run.threads, None)
+
+
+class Quantize(_Run):
+    """A fine-tuning of a parent, the FP32 control included; starts afresh when its parent changed.
+
+    Attributes:
+        data: what it learns from.
+    """
+
+    kind = "quantize"
+
+    def __init__(
+        self,
+        settings: QuantizationConfig,
+        data: DataConfig,
+        *,
+        parent: Train | None = None,
+        like: str = "",
+    ) -> None:
+        needs = () if parent is None else (parent,)
+        control = "control" if settings.recipe == CONTROL else "low-bit"
+        super().__init__(
+            settings.run.output.name, model_of(settings), needs=needs, like=f"{like} {control}"
+        )
+        self.settings: QuantizationConfig = settings
+        self.data = data
+        self.parent = parent
+
+    def epochs(self) -> int:
+        return self.settings.epochs
+
+    def run(self, progress: ProgressFactory = no_bars) -> None:
+        structures, validation, record = load_training_structures(self.data)
+        fresh = parent_changed(self.settings)
+        quantize(self.settings, structures, validation, data=record, resume=not fresh)
+
+    def _timed_epoch(self) -> float | None:
+        if self.parent is None:
+            return None
+        recipe = self.settings.resolved_recipe
+        return _timed_epoch(self.parent.settings, self.settings.run.threads, recipe)
+
+
+def _timed_epoch(settings: TrainingConfig, threads: int, recipe: Any) -> float:
+    """Seconds of an uncompiled epoch; compiled ones take about half."""
+    structures, _, _ = load_training_structures(settings.data)
+    torch.set_num_threads(threads)
+    step = eager_step_seconds(settings, structures, recipe)
+    return step * len(structures) / settings.optimization.batch_size
+
+
+class Evaluate(Stage):
+    """The judgement of a model file on test structures, beside its parent's.
+
+    Attributes:
+        data: whose split's test structures are taken.
+        limit: how many of them, None for all.
+        extra: more keys of the JSON file.
+    """
+
+    kind = "evaluate"
+
+    def __init__(
+        self,
+        made: Train | Quantize,
+        output: Path,
+        data: DataConfig,
+        *,
+        parent: Path | None = None,
+        limit: int | None = None,
+        rotations: int = 32,
+        rotated_structures: int = 25,
+        seed: int = 0,
+        threads: int = 1,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(made.name, output, needs=(made,), like=made.like)
+        self.model = made.output
+        self.data = data
+        self.parent = parent
+        self.limit = limit
+        self.rotations = rotations
+        self.rotated_structures = rotated_structures
+        self.seed = seed
+        self.threads = threads
+        self.extra = dict(extra or {})
+
+    def _is_done(self) -> bool:
+        return read_evaluation(self.output, self.model) is not None
+
+    def run(self, progress: ProgressFactory = no_bars) -> None:
+        data = self.data
+        torch.set_num_threads(self.threads)
+        started = time.monotonic()
+        structures = held_out_structures(data.dataset, data.root, data.split, data.units)
+        with progress() as bars:
+            evaluation = evaluate_model(
+                self.model,
+                structures[: self.limit],
+                parent=self.parent,
+                n_rotations=self.rotations,
+                rotated_structures=self.rotated_structures,
+                time_calls=False,
+                seed=self.seed,
+                dataset=data.dataset,
+                split=str(data.split),
+                subset="test",
+                progress=bars,
+            )
+        extra = {**self.extra, "seconds": round(time.monotonic() - started, 1)}
+        write_evaluation(self.output, evaluation, self.model, brief=True, extra=extra)
+
+
+class Measure(Stage):
+    """Anything else that gives numbers: a function whose answer is kept with what it was asked.
+
+    The file holds ``settings``, ``inputs`` (SHA-256 by name), ``seconds``, ``provenance`` and
+    ``result``; it counts while settings and inputs are the same.
+
+    Attributes:
+        settings: all that the answer depends on, inputs aside; plain values.
+        inputs: files that it reads.
+        measure: gives the answer, in values that ``to_plain`` knows.
+    """
+
+    kind = "measure"
+
+    def __init__(
+        self,
+        name: str,
+        output: Path,
+        settings: Mapping[str, Any],
+        measure: Callable[[Progress], Any],
+        *,
+        inputs: Sequence[Path] = (),
+        needs: Sequence[Stage] = (),
+        like: str = "",
+    ) -> None:
+        super().__init__(name, output, needs=needs, like=like)
+        self.settings = to_plain(settings)
+        self.inputs = tuple(inputs)
+        self.measure = measure
+
+    def _is_done(self) -> bool:
+        return self.result() is not None
+
+    def result(self) -> Any:
+        """The kept answer, or None where there is none for these settings and inputs."""
+        try:
+            kept = json.loads(self.output.read_text(encoding="utf-8"))
+            same = kept["settings"] == self.settings and kept["inputs"] == self._digests()
+            return kept["result"] if same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def run(self, progress: ProgressFactory = no_bars) -> None:
+        started = time.monotonic()
+        with progress() as bars:
+            result = to_plain(self.measure(bars))
+        record = {
+            "settings": self.settings,
+            "inputs": self._digests(),
+            "seconds": round(time.monotonic() - started, 1),
+            "provenance": to_plain(Provenance.here()),
+            "result": result,
+        }
+        write_json(self.output, record)
+
+    def _digests(self) -> dict[str, str]:
+        return {f"{path.parent.name}/{path.name}": file_sha256(path) for path in self.inputs}
+
+
+def run_stages(
+    stages: Sequence[Stage], *, say: Say = mute, progress: ProgressFactory = no_bars
+) -> None:
+    """Do what is missing of these stages, in their order.
+
+    A stage that needs one which is neither done nor among these waits for another session.
+
+    Raises:
+        EquibitError: what a stage raised; those before it are kept.
+    """
+    for number, stage in enumerate(stages, start=1):
+        label = f"{number}/{len(stages)} {stage.kind} {stage.name}"
+        if stage.done:
+            say(f"{label}: done")
+            continue
+        needed = stage.waits_for
+        if needed is not None:
+            say(f"{label}: waits for {needed.name}")
+            continue
+        say(label)
+        started = time.monotonic()
+        stage.run(progress)
+        say(f"{label}: took {time.monotonic() - started:.0f} s")
+
+
+def seconds_left(stages: Sequence[Stage]) -> dict[Stage, float]:
+    """Estimates for the stages that are not done, as far as there is something to go by.
+
+    A finished stage of its like tells, or one under way; without either, a few steps of a training
+    are timed (uncompiled, so the estimate is high).
+    """
+    known: dict[tuple[str, str], float] = {}
+    done = {stage: stage.done for stage in stages}
+    for stage in stages:
+        # Of several the longest, since sessions may be partial.
+        seconds = stage.seconds_taken() if done[stage] else None
+        if seconds is not None:
+            key = (stage.kind, stage.like)
+            known[key] = max(seconds, known.get(key, 0.0))
+    left: dict[Stage, float] = {}
+    for trial in (False, True):
+        for stage in stages:
+            key = (stage.kind, stage.like)
+            if done[stage] or key in known:
+                continue
+            seconds = stage.seconds_foreseen(trial=trial)
+            if seconds is not None:
+                known[key] = seconds
+    for stage in stages:
+        key = (stage.kind, stage.like)
+        if not done[stage] and key in known:
+            made, total = stage.steps()
+            left[stage] = known[key] * (total - made) / max(1, total)
+    return left
+
+
+@lru_cache(maxsize=4)
+def held_out_structures(
+    dataset: str, root: Path | None, split: int, units: str | None
+) -> list[Structure]:
+    """The test structures of a data set, read once."""
+    return load_dataset(dataset, root=root, split=split, units=units).subset("test")
 
 
 def model_of(settings: TrainingConfig | QuantizationConfig) -> Path:
@@ -107,11 +484,16 @@ def write_evaluation(
         plain = _without_long(plain)
         plain.pop("codes")
     plain = {"model_sha256": file_sha256(model), **(extra or {}), **plain}
+    write_json(path, plain)
+    return plain
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Strict JSON, whole or not at all; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_text(path) as file:
         json.dump(plain, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
-    return plain
 
 
 def _without_long(value: Any) -> Any:
@@ -120,3 +502,10 @@ def _without_long(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_long(item) for item in value]
     return value
+
+
+def _seconds_in(record: Path) -> float | None:
+    try:
+        return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

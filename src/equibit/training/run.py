@@ -26,7 +26,7 @@ from equibit.storage.checksum import file_sha256
 from equibit.storage.container import read_container
 from equibit.structures import ConfigError, Structure
 from equibit.training.batches import Collator, fit_scale_shift
-from equibit.training.config import RunConfig, TrainingConfig
+from equibit.training.config import DataConfig, RunConfig, TrainingConfig
 from equibit.training.fit import fit, is_main_process, last_checkpoint, process_grid
 from equibit.training.module import ForceField
 
@@ -79,10 +79,9 @@ def load_subsets(
 
 
 def load_training_structures(
-    config: TrainingConfig,
+    data: DataConfig,
 ) -> tuple[list[Structure], list[Structure], dict[str, Any]]:
-    """What ``config.data`` asks for, as ``load_subsets`` returns it."""
-    data = config.data
+    """What a run description asks for, as ``load_subsets`` returns it."""
     train, validation, record = load_subsets(data.dataset, data.root, data.split, data.units)
     train = _limited("data.train", train, data.train)
     validation = _limited("data.validation", validation, data.validation)
@@ -163,7 +162,7 @@ def refit_shift(network: AtomisticNetwork, structures: Sequence[Structure]) -> N
 def plan(config: TrainingConfig) -> TrainingPlan:
     """Load the data, build the network and say what ``train`` would do."""
     check_folder(describe(config), config.run.output)
-    train_set, validation, record = load_training_structures(config)
+    train_set, validation, record = load_training_structures(config.data)
     check_elements(config, [*train_set, *validation])
     network = prepare_network(config, train_set)
     batch_size, epochs = config.optimization.batch_size, config.optimization.epochs
@@ -202,7 +201,7 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
     done = finished_run(description, output, parent=parent) if resume else None
     if done is not None:
         return done
-    train_set, validation_set, record = load_training_structures(config)
+    train_set, validation_set, record = load_training_structures(config.data)
     check_elements(config, [*train_set, *validation_set])
     network = prepare_network(config, train_set)
     training, validation = Collator(train_set, network), Collator(validation_set, network)

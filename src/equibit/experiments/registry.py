@@ -1,0 +1,47 @@
+"""Experiments by name: where each lives and what it shows. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from equibit.structures.errors import ConfigError
+
+if TYPE_CHECKING:
+    from equibit.experiments.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Attributes:
+    place: ``module:class`` of the experiment.
+    summary: what it shows, in a line.
+    """
+
+    place: str
+    summary: str
+
+
+EXPERIMENTS = {
+    "ethanol": Entry(
+        "equibit.experiments.ethanol:Ethanol",
+        "FP32, control and low-bit networks on ethanol, over seeds.",
+    ),
+}
+
+
+def find_experiment(name: str) -> type[Experiment[Any]]:
+    """The class of an experiment.
+
+    Raises:
+        ConfigError: no experiment of that name; the message offers the closest.
+    """
+    if name not in EXPERIMENTS:
+        close = get_close_matches(name, EXPERIMENTS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"no experiment {name!r}: {hint}known are {', '.join(EXPERIMENTS)}")
+    module, _, attribute = EXPERIMENTS[name].place.partition(":")
+    found: type[Experiment[Any]] = getattr(importlib.import_module(module), attribute)
+    return found
