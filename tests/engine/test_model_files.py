@@ -123,12 +123,12 @@ def test_a_newer_or_another_kind_of_file_is_refused(
 ) -> None:
     container = read_container(kept("fp32"), kind="model")
     path = tmp_path / "model.safetensors"
-    write_container(path, container.tensors, container.header | {"kind": "dataset"})
+    write_container(path, container.tensors, container.header | {"kind": "dataset", "version": 1})
     with pytest.raises(FileFormatError, match="holds a dataset, but a model is needed"):
         engine.load(path)
-    monkeypatch.setitem(versions.CURRENT_VERSIONS, "model", 2)
-    write_container(path, container.tensors, container.header | {"version": 2})
-    with pytest.raises(FileFormatError, match=r"version 2.*upgrade equibit"):
+    monkeypatch.setitem(versions.CURRENT_VERSIONS, "model", 9)
+    write_container(path, container.tensors, container.header | {"version": 9})
+    with pytest.raises(FileFormatError, match=r"version 9.*upgrade equibit"):
         engine.load(path)
     path.write_bytes(b"PK\x03\x04 something else entirely")
     with pytest.raises(FileFormatError, match="not an equibit file"):

@@ -53,6 +53,10 @@ FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
         "w8a8",
         {"irreps": "16x0e+16x1o+16x2e", "axial_messages": True, "attention": "linear"},
     ),
+    "messages as other scalars": (
+        get_recipe("w8a8").model_copy(update={"message_bits": None}),
+        {"irreps": "16x0e+16x1o"},
+    ),
     "linear attention": ("w4a8", {"irreps": "16x0e+16x1o", "attention": "linear"}),
     "species centres": (
         Recipe(scalars=ScalarSpec(centered=True), attention_bits=8),

@@ -259,6 +259,20 @@ def test_layers_can_be_kept() -> None:
     assert not network.uses_local_frames
 
 
+def test_messages_have_bits_of_their_own() -> None:
+    layers = quantized_layers(quantize_(transformer(), "w8a8"))
+    bits = {
+        name: layer.input_quantizer.spec.bits
+        for name, layer in layers.items()
+        if isinstance(getattr(layer, "input_quantizer", None), ScalarQuantizer)
+    }
+    assert {name for name, count in bits.items() if count == 16} == {
+        "attention.0.output",
+        "attention.1.output",
+    }
+    assert set(bits.values()) == {8, 16}
+
+
 def test_misuse_is_explained() -> None:
     with pytest.raises(ModelError, match="already quantised"):
         quantize_(quantize_(transformer(), "w8a8"), "w4a8")

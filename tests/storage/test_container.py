@@ -135,13 +135,14 @@ def test_a_newer_version_asks_for_an_upgrade(
     with monkeypatch.context() as future:
         future.setitem(versions.CURRENT_VERSIONS, "model", 7)
         write_container(tmp_path / "file", {}, {"kind": "model"})
-    with pytest.raises(FileFormatError, match=r"version 7.*up to version 1; upgrade equibit"):
+    with pytest.raises(FileFormatError, match=r"version 7.*up to version 2; upgrade equibit"):
         read_container(tmp_path / "file", kind="model")
 
 
 def test_an_old_version_is_upgraded_step_by_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(versions.CURRENT_VERSIONS, "model", 1)
     write_container(tmp_path / "file", {"x": np.ones(2)}, {"kind": "model", "cutof": 5.0})
 
     def rename_key(header: versions.Header, tensors: versions.Tensors) -> Any:

@@ -20,7 +20,7 @@
 namespace equibit {
 namespace {
 
-constexpr int64_t kModelVersion = 1;
+constexpr int64_t kModelVersion = 2;
 constexpr int64_t kMostValues = int64_t{1} << 28;  // of one tensor, unpacked
 
 constexpr int32_t kVectorBits = 24;            // of the components of rounded vectors, multiplied out
@@ -90,6 +90,7 @@ struct Quantization {
   std::string name;
   bool scalars = false, centered = false, vectors = false, local = false;
   int32_t scalar_bits = 0, magnitude_bits = 0, direction_bits = 0, attention_bits = 0;
+  int32_t message_bits = 0;
 };
 
 int32_t bits(const Json& json, const char* what, int64_t most = 16) {
@@ -130,6 +131,9 @@ std::optional<Quantization> quantization_of(const Json* json) {
   q.local = vectors.at("frame").text("frame") == "local";
   const Json& attention = recipe.at("attention_bits");
   if (!attention.is_null()) q.attention_bits = bits(attention, "attention bits");
+  const Json* messages = recipe.find("message_bits");
+  q.message_bits = messages == nullptr || messages->is_null() ? q.scalar_bits
+                                                              : bits(*messages, "message bits");
   return q;
 }
 
@@ -305,9 +309,11 @@ void add_codes(Arrays& arrays, const Source& source, const std::string& name,
   arrays.add(name + ".bits", std::vector<int32_t>{input_bits}, {1});
 }
 
-/// Products of one input as one product; parts without a bias get zeros.
+/// Products of one input as one product; parts without a bias get zeros. `input_bits` says how
+/// finely the recipe rounds such an input.
 void add_product(Arrays& arrays, const Source& source, const std::string& name,
-                 const std::vector<std::string>& parts) {
+                 const std::vector<std::string>& parts,
+                 int32_t Quantization::* input_bits = &Quantization::scalar_bits) {
   std::vector<float> weight;
   std::vector<double> bias;
   int64_t in = 0, out = 0;
@@ -327,7 +333,7 @@ void add_product(Arrays& arrays, const Source& source, const std::string& name,
   if (rounded.size() > 1) throw UnsupportedModel("the engine needs " + name + " quantised alike");
   const Quantization* q = source.quantization();
   if (*rounded.begin() && q != nullptr && q->scalars) {
-    add_codes(arrays, source, name, parts, q->scalar_bits);
+    add_codes(arrays, source, name, parts, q->*input_bits);
     if (q->centered) {
       const std::vector<float> centers = source.centers(parts[0]);
       for (const std::string& part : parts) {
@@ -507,7 +513,8 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
       }
     }
     arrays.add(attend + ".table", std::move(table), {splines, shape.out});
-    add_product(arrays, source, attend + ".output", {attend + ".output"});
+    add_product(arrays, source, attend + ".output", {attend + ".output"},
+                &Quantization::message_bits);
     add_norm(arrays, source, update + ".norm");
     for (int degree = 1; degree <= config.max_degree; ++degree) {
       const std::string name = update + ".mix." + std::to_string(degree);

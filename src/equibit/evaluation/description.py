@@ -190,6 +190,8 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
         if recipe.attention_bits is None
         else f"Queries and keys of the attention: {recipe.attention_bits} bits."
     )
+    if recipe.message_bits is not None:
+        sentences.append(f"Messages gathered by the attention: {recipe.message_bits} bits.")
     stays = ["embedding", "normalisations", "attention weights", "residual stream"]
     if recipe.weight_only is None:
         stays += ["radial filters", "energy head"]

@@ -53,6 +53,7 @@ class AtomisticNetwork(nn.Module, ABC):
         fp32_layers: name patterns of layers that quantisation leaves alone by default.
         weight_only_layers: name patterns of layers whose weights alone are rounded, if at all.
         edge_layers: name patterns of layers whose inputs are per edge, not per atom.
+        message_layers: name patterns of layers whose inputs are sums over neighbours.
         uses_local_frames: some layer rounds vectors in the atoms' own frames.
         uses_lab_frames: some layer rounds vectors in the laboratory frame.
         canonical_orientation: turn structures into an orientation of their own before rounding to
@@ -65,6 +66,7 @@ class AtomisticNetwork(nn.Module, ABC):
     fp32_layers: ClassVar[tuple[str, ...]] = ()
     weight_only_layers: ClassVar[tuple[str, ...]] = ()
     edge_layers: ClassVar[tuple[str, ...]] = ()
+    message_layers: ClassVar[tuple[str, ...]] = ()
     energy_scale: Tensor
     energy_shift: Tensor
     recipe: Any

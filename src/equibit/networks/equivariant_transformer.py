@@ -251,6 +251,7 @@ class EquivariantTransformer(AtomisticNetwork):
 
     config: EquivariantTransformerConfig
     weight_only_layers: ClassVar[tuple[str, ...]] = ("*.filter", "head.*")
+    message_layers: ClassVar[tuple[str, ...]] = ("attention.*.output",)
 
     def __init__(self, config: EquivariantTransformerConfig) -> None:
         super().__init__(config)

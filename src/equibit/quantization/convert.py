@@ -153,7 +153,8 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
     activation steps and species centres need ``calibrate``. Layers whose name matches
     ``network.fp32_layers`` or ``recipe.keep_fp32`` stay float; those that match
     ``network.weight_only_layers`` get ``recipe.weight_only`` weights and float inputs. Inputs of
-    layers that match ``network.edge_layers`` are per edge and are never centred.
+    layers that match ``network.edge_layers`` are per edge and are never centred; those of
+    ``network.message_layers`` have ``recipe.message_bits``.
 
     Sets ``network.uses_local_frames`` and ``network.uses_lab_frames``, on which building batches
     depends.
@@ -184,7 +185,10 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
         else:
             per_edge = _matches(name, network.edge_layers)
             n_species = None if per_edge else len(network.config.elements)
-            replacement = _replacement(module, recipe, n_species)
+            scalars = recipe.scalars
+            if scalars and recipe.message_bits and _matches(name, network.message_layers):
+                scalars = scalars.model_copy(update={"bits": recipe.message_bits})
+            replacement = _replacement(module, recipe, scalars, n_species)
         if replacement is not None:
             replacements[name] = replacement.train(module.training)
     if not any(isinstance(module, QuantizedLayer) for module in replacements.values()):
@@ -327,16 +331,16 @@ def _quantizers(
             yield id(module) in owned, module
 
 
-def _replacement(module: nn.Module, recipe: Recipe, n_species: int | None) -> nn.Module | None:
+def _replacement(
+    module: nn.Module, recipe: Recipe, scalars: ScalarSpec | None, n_species: int | None
+) -> nn.Module | None:
     match module:
         case QuantizedLayer():
             return None
         case Linear():
-            return QuantizedLinear(module, recipe.weights, recipe.scalars, n_species).to(
-                module.weight
-            )
+            return QuantizedLinear(module, recipe.weights, scalars, n_species).to(module.weight)
         case BlockLinear():
-            return QuantizedBlockLinear(module, recipe.weights, recipe.scalars, n_species).to(
+            return QuantizedBlockLinear(module, recipe.weights, scalars, n_species).to(
                 module.weight
             )
         case EquivariantLinear():

@@ -75,6 +75,9 @@ class Recipe(_Spec):
         scalars: invariant inputs of matrix products, or None for float.
         vectors: inputs of channel mixings.
         attention_bits: width of queries and keys in the attention, or None for float.
+        message_bits: width of the gathered messages that enter the layers which the network lists
+            as ``message_layers``; None rounds them like all other scalars. Every atomic energy goes
+            through these few inputs, so their rounding noise is most of the energy's.
         weight_only: weights of layers that the network lists as ``weight_only_layers`` (radial
             filters, energy head), whose inputs stay float; None leaves those layers float, which
             costs less accuracy than anything else that fits in their bytes.
@@ -88,6 +91,7 @@ class Recipe(_Spec):
     scalars: ScalarSpec | None = ScalarSpec()
     vectors: VectorSpec = VectorSpec()
     attention_bits: int | None = Field(default=None, ge=2, le=16)
+    message_bits: int | None = Field(default=None, ge=2, le=16)
     weight_only: WeightSpec | None = None
     float_bits: Literal[16, 32] = 32
     keep_fp32: tuple[str, ...] = ()
@@ -162,6 +166,7 @@ RECIPES: dict[str, Recipe] = {
             name="w8a8",
             scalars=_CENTERED,
             attention_bits=16,
+            message_bits=16,
             float_bits=16,
         ),
         Recipe(
@@ -169,6 +174,7 @@ RECIPES: dict[str, Recipe] = {
             weights=_W4,
             scalars=_CENTERED,
             attention_bits=16,
+            message_bits=16,
             weight_only=WeightSpec(),
             float_bits=16,
         ),

@@ -17,11 +17,12 @@ Header = dict[str, Any]
 Tensors = dict[str, npt.NDArray[np.generic]]
 Upgrade = Callable[[Header, Tensors], tuple[Header, Tensors]]
 
-CURRENT_VERSIONS: dict[str, int] = {"model": 1, "checkpoint": 1, "dataset": 1, "dynamics": 1}
+CURRENT_VERSIONS: dict[str, int] = {"model": 2, "checkpoint": 1, "dataset": 1, "dynamics": 1}
 
 # {kind: {old version: function to the next version}}
 UPGRADES: dict[str, dict[int, Upgrade]] = {
-    "model": {},
+    # Version 2 added the recipe's ``message_bits``, whose absence means what version 1 did.
+    "model": {1: lambda header, tensors: (header, tensors)},
     "checkpoint": {},
     "dataset": {},
     "dynamics": {},
