@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_the_figures_are_those_of_the_written_model(
     predictions = load_potential(result.model).compute(VALIDATION)
     errors = [abs(p.energy - s.energy) for p, s in zip(predictions, VALIDATION, strict=True)]
     assert 1e3 * np.mean(errors) == pytest.approx(stated, rel=1e-3)
+
+
+def test_the_parent_can_label_the_geometries(trained: TrainingResult, tmp_path: Path) -> None:
+    bare = [[replace(s, energy=None, forces=None) for s in part] for part in (TRAIN, VALIDATION)]
+    recipe = get_recipe("w4a8").model_copy(update={"float_bits": 32})
+    result = quantize(
+        settings(trained, tmp_path, recipe=recipe, labels="parent"),
+        *bare,
+        data=DATA,
+        progress=False,
+    )
+    _, header = load_network(result.model)
+    assert header["training"]["labels"].startswith("the FP32 parent")
+    parent = load_potential(trained.model).compute(VALIDATION)
+    child = load_potential(result.model).compute(VALIDATION)
+    change = np.mean([abs(p.energy - c.energy) for p, c in zip(parent, child, strict=True)])
+    assert 1e3 * change == pytest.approx(result.metrics["val_energy_mae_meV"], rel=1e-3)
 
 
 def test_fine_tuning_beats_calibration_alone(trained: TrainingResult, tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ def quantize(
             "parent, which also labels them.",
         ),
     ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Learn the labels of --data, or what the parent says of its geometries, which "
+            "then need none: data or parent."
+        ),
+    ] = "data",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the run and its model.")
     ] = Path("runs/quantized"),
@@ -83,6 +90,7 @@ def quantize(
         {
             "parent": parent,
             "recipe": _recipe(recipe),
+            "labels": labels,
             "epochs": epochs,
             "scalar_epochs": scalar_epochs,
             "lee_weight": lee_weight,

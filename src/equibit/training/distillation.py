@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def distilled_structures(
     return structures[:-n_validation], structures[-n_validation:], record
 
 
+def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[Structure]:
+    """The same geometries with a potential's energies and forces in place of their labels."""
+    return [
+        replace(structure, energy=prediction.energy, forces=prediction.forces)
+        for structure, prediction in zip(structures, potential.compute(structures), strict=True)
+    ]
+
+
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Raise ``ConfigError`` where samples come from another parent or were sampled otherwise."""
     try:
@@ -131,12 +140,8 @@ def sample_langevin(
 
     def labelled(positions: FloatArray) -> tuple[list[Structure], FloatArray]:
         moved = [replace(start, positions=p, energy=None, forces=None) for p in positions]
-        predictions = potential.compute(moved)
-        result = [
-            replace(s, energy=p.energy, forces=p.forces)
-            for s, p in zip(moved, predictions, strict=True)
-        ]
-        return result, np.array([p.forces for p in predictions])
+        result = labelled_by(potential, moved)
+        return result, np.array([s.forces for s in result])
 
     walkers, forces = labelled(positions)
     limit = _plausible_energy(walkers[0], config.temperature)

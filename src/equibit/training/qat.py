@@ -13,14 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from equibit.models.files import load_network
+from equibit.models.files import load_network, load_potential
 from equibit.networks.base import AtomisticNetwork
 from equibit.networks.potential import (
     Batch,
@@ -40,6 +40,7 @@ from equibit.quantization.recipes import Recipe, get_recipe
 from equibit.structures import ModelError, Structure
 from equibit.training.batches import Collator, LabelledBatch
 from equibit.training.config import LossConfig, OptimizationConfig, RunConfig, StrictModel
+from equibit.training.distillation import labelled_by
 from equibit.training.fit import Fit, fit, is_main_process
 from equibit.training.module import ForceField
 from equibit.training.run import (
@@ -68,6 +69,8 @@ class QuantizationConfig(StrictModel):
             the same extra epochs.
         epochs: epochs of fine-tuning; 0 calibrates and converts only (PTQ).
         scalar_epochs: first epochs in which only the scalar branch is rounded [P1 III.C].
+        labels: ``data`` learns the labels of the structures, ``parent`` what the FP32 parent says of
+            them, so that any geometries will do, unlabelled ones and those of another level too.
         lee_weight: λ of the LEE term; 0 leaves it out, as local frames need none.
         calibration: structures of the training set that fit the initial ranges.
         batch_size, learning_rate, ema_decay, loss: of the fine-tuning.
@@ -78,6 +81,7 @@ class QuantizationConfig(StrictModel):
     recipe: Recipe | str = "w4a8"
     epochs: int = Field(default=20, ge=0)
     scalar_epochs: int = Field(default=5, ge=0)
+    labels: Literal["data", "parent"] = "data"
     lee_weight: float = Field(default=0.0, ge=0)
     calibration: int = Field(default=128, ge=1)
     batch_size: int = Field(default=10, ge=1)
@@ -119,7 +123,7 @@ def quantize(
 
     Args:
         config: parent, recipe and schedule.
-        train, validation: labelled structures, from a data set or from ``distill``.
+        train, validation: structures of a data set or from ``distill``.
         data: where they come from, for the model's record.
         resume: go on from the folder's last checkpoint.
         progress: show a progress bar with the time left.
@@ -137,6 +141,10 @@ def quantize(
     done = finished_run(description, output, parent=parent) if resume else None
     if done is not None:
         return done
+    if config.labels == "parent":
+        potential = load_potential(config.parent)
+        train, validation = (labelled_by(potential, part) for part in (train, validation))
+        data = {**data, "labels": f"the FP32 parent {parent['name']}"}
     network.train()
     recipe = config.resolved_recipe
     if recipe is not None:
