@@ -7,7 +7,8 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "slow_tests.py"
 spec = importlib.util.spec_from_file_location("slow_tests", SCRIPT)
-assert spec is not None and spec.loader is not None
+assert spec is not None
+assert spec.loader is not None
 slow_tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(slow_tests)
 

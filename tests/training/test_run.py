@@ -646,7 +646,7 @@ def test_unusable_starts_are_named(tmp_path: Path, trained: TrainingResult) -> N
     quantize_(network, "w8a8")
     freeze_(network)
     save_model(tmp_path / "low.safetensors", network, name="low", training={})
-    with pytest.raises(ConfigError, match=r"quantised \(w8a8\)"):
+    with pytest.raises(ModelError, match=r"quantised \(w8a8\)"):
         plan(config(tmp_path, start=str(tmp_path / "low.safetensors")))
     with pytest.raises(ModelError, match=r"nowhere\.safetensors"):
         plan(config(tmp_path, start=str(tmp_path / "nowhere.safetensors")))

@@ -76,9 +76,9 @@ def quantize(
     from equibit.structures.formats import read_structures
     from equibit.training.config import validated
     from equibit.training.distillation import DistillationConfig, distilled_structures
-    from equibit.training.qat import QuantizationConfig, load_parent
+    from equibit.training.qat import QuantizationConfig
     from equibit.training.qat import quantize as run_quantize
-    from equibit.training.run import load_subsets
+    from equibit.training.run import load_parent, load_subsets
 
     if (data is None) == (distill is None):
         raise ConfigError(

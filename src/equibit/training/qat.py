@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equibit.models.files import load_network, load_potential
+from equibit.models.files import load_potential
 from equibit.networks.base import AtomisticNetwork
 from equibit.networks.potential import (
     Batch,
@@ -37,7 +37,7 @@ from equibit.quantization.convert import (
     vector_parameters,
 )
 from equibit.quantization.recipes import Recipe, get_recipe
-from equibit.structures import ModelError, Structure
+from equibit.structures import Structure
 from equibit.training.batches import Collator, LabelledBatch
 from equibit.training.config import LossConfig, OptimizationConfig, RunConfig, StrictModel
 from equibit.training.distillation import labelled_by
@@ -50,6 +50,7 @@ from equibit.training.run import (
     compile_pays,
     describe,
     finished_run,
+    load_parent,
     mixed_sizes,
     parent_record,
     refit_shift,
@@ -194,20 +195,6 @@ def quantize(
     if is_main_process():
         write_summary(output, network, result, record)
     return result
-
-
-def load_parent(parent: str) -> AtomisticNetwork:
-    """The FP32 network to start from.
-
-    Raises:
-        ModelError: no such model, or one that is already quantised.
-    """
-    network, _ = load_network(parent)
-    if network.recipe is not None:
-        raise ModelError(
-            f"{parent} is already quantised ({network.recipe.name}): start from its FP32 parent"
-        )
-    return network
 
 
 class QuantizedForceField(ForceField):

@@ -24,7 +24,7 @@ from equibit.networks.registry import build_network
 from equibit.storage.atomic import atomic_text
 from equibit.storage.checksum import file_sha256
 from equibit.storage.container import read_container
-from equibit.structures import ConfigError, Structure
+from equibit.structures import ConfigError, ModelError, Structure
 from equibit.training.batches import Collator, fit_scale_shift
 from equibit.training.config import DataConfig, RunConfig, TrainingConfig
 from equibit.training.fit import fit, is_main_process, last_checkpoint, process_grid
@@ -106,8 +106,8 @@ def prepare_network(config: TrainingConfig, train: Sequence[Structure]) -> Atomi
     """A network with its energy reference fitted to the training set, at random or from a model.
 
     Raises:
-        ModelError: no such model to start from.
-        ConfigError: it is another network, or quantised.
+        ModelError: no such model to start from, or a quantised one.
+        ConfigError: it is another network.
     """
     lightning.seed_everything(config.run.seed, workers=True, verbose=False)
     if config.start is not None:
@@ -117,16 +117,26 @@ def prepare_network(config: TrainingConfig, train: Sequence[Structure]) -> Atomi
     return network
 
 
+def load_parent(parent: str) -> AtomisticNetwork:
+    """The FP32 network to start from.
+
+    Raises:
+        ModelError: no such model, or one that is already quantised.
+    """
+    network, _ = load_network(parent)
+    if network.recipe is not None:
+        raise ModelError(
+            f"{parent} is already quantised ({network.recipe.name}): start from its FP32 parent"
+        )
+    return network
+
+
 def _continued(config: TrainingConfig, start: str, train: Sequence[Structure]) -> AtomisticNetwork:
     """A trained network whose energy shift is moved to the level of the training set.
 
     μ_Z += argmin_δ Σ_s (E_s − E(s) − Σ_Z n_sZ δ_Z)²
     """
-    network, _ = load_network(start)
-    if network.recipe is not None:
-        raise ConfigError(
-            f"start: {start} is quantised ({network.recipe.name}); start from its FP32 parent"
-        )
+    network = load_parent(start)
     own, wanted = network.config.model_dump(), config.network.model_dump()
     differing = [key for key in wanted if own.get(key) != wanted[key]]
     if differing:
