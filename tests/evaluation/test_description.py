@@ -37,7 +37,7 @@ def write_model(path: Path, recipe: str = "w4a8", **changes: Any) -> Path:
         "quantization": {
             "recipe": get_recipe(recipe).model_dump(mode="json"),
             "layers": {
-                "query": layer,
+                "query": {**layer, "input_bits": 16},
                 "mix.1": {**layer, "degree": 1},
                 "head": {**layer, "weight_only": True},
             },
@@ -62,6 +62,7 @@ def test_layers_recipe_size_and_training_are_told(tmp_path: Path) -> None:
     assert (head.input, head.integer) == ("float", False)
     assert (query.shape, query.bits, query.steps) == ((8, 32), 4, "per group of 32 inputs")
     assert query.integer
+    assert query.input.startswith("16 bits")
     assert not mix.integer
     assert mix.input.startswith("ℓ = 1: mddq in the local frame")
     assert query.bytes == 8 * 32 // 2 + 8

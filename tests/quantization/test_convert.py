@@ -273,6 +273,17 @@ def test_messages_have_bits_of_their_own() -> None:
     assert set(bits.values()) == {8, 16}
 
 
+def test_channel_mixings_have_weights_of_their_own() -> None:
+    layers = quantized_layers(quantize_(transformer(), "w4a8"))
+    bits = {
+        mixing: {
+            la.spec.bits for la in layers.values() if isinstance(la, EquivariantLinear) == mixing
+        }
+        for mixing in (True, False)
+    }
+    assert bits == {True: {8}, False: {4, 8}}  # 8 bits: the layers whose weights alone are rounded
+
+
 def test_misuse_is_explained() -> None:
     with pytest.raises(ModelError, match="already quantised"):
         quantize_(quantize_(transformer(), "w8a8"), "w4a8")

@@ -103,6 +103,14 @@ def test_the_figures_are_those_of_the_written_model(
     assert 1e3 * np.mean(errors) == pytest.approx(stated, rel=1e-3)
 
 
+def test_a_folder_keeps_what_the_recipe_meant(trained: TrainingResult, tmp_path: Path) -> None:
+    run_quantize(settings(trained, tmp_path, recipe="w8a8", epochs=0))
+    changed = get_recipe("w8a8").model_copy(update={"attention_bits": 8})
+    assert settings(trained, tmp_path, recipe="w8a8", epochs=0).recipe == get_recipe("w8a8")
+    with pytest.raises(ConfigError, match="another configuration"):
+        run_quantize(settings(trained, tmp_path, recipe=changed, epochs=0))
+
+
 def test_the_parent_can_label_the_geometries(trained: TrainingResult, tmp_path: Path) -> None:
     bare = [[replace(s, energy=None, forces=None) for s in part] for part in (TRAIN, VALIDATION)]
     recipe = get_recipe("w4a8").model_copy(update={"float_bits": 32})

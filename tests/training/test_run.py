@@ -31,6 +31,7 @@ from equibit.training.config import RunConfig, TrainingConfig
 from equibit.training.fit import Fit, fit
 from equibit.training.run import (
     TrainingResult,
+    check_folder,
     compile_pays,
     mixed_sizes,
     plan,
@@ -465,6 +466,21 @@ def test_a_model_file_is_no_checkpoint(stopped: TrainingConfig, trained: Trainin
     last.write_bytes(trained.model.read_bytes())
     with pytest.raises(FileFormatError, match="holds a model, but a checkpoint is needed"):
         train(stopped, progress=False)
+
+
+def test_what_an_older_version_did_not_know_has_its_default(uninterrupted: Path) -> None:
+    path = uninterrupted / "config.yaml"
+    kept = path.read_text()
+    tree = yaml.safe_load(kept)
+    del tree["optimization"]["weight_decay"], tree["start"]
+    path.write_text(yaml.safe_dump(tree))
+    settings = TrainingConfig.model_validate(yaml.safe_load(kept))
+    check_folder(settings, uninterrupted)
+    tree["optimization"]["unheard_of"] = 1
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="another configuration"):
+        check_folder(settings, uninterrupted)
+    path.write_text(kept)
 
 
 def test_a_damaged_description_is_no_licence_to_overwrite(stopped: TrainingConfig) -> None:

@@ -90,7 +90,6 @@ struct Quantization {
   std::string name;
   bool scalars = false, centered = false, vectors = false, local = false;
   int32_t scalar_bits = 0, magnitude_bits = 0, direction_bits = 0, attention_bits = 0;
-  int32_t message_bits = 0;
 };
 
 int32_t bits(const Json& json, const char* what, int64_t most = 16) {
@@ -131,9 +130,6 @@ std::optional<Quantization> quantization_of(const Json* json) {
   q.local = vectors.at("frame").text("frame") == "local";
   const Json& attention = recipe.at("attention_bits");
   if (!attention.is_null()) q.attention_bits = bits(attention, "attention bits");
-  const Json* messages = recipe.find("message_bits");
-  q.message_bits = messages == nullptr || messages->is_null() ? q.scalar_bits
-                                                              : bits(*messages, "message bits");
   return q;
 }
 
@@ -168,6 +164,12 @@ class Source {
     if (entry == nullptr) return false;
     const Json* only = entry->find("weight_only");
     return only == nullptr || !only->boolean("weight_only");
+  }
+
+  /// Width of the codes of a layer's inputs; files of version 1 have one for all.
+  int32_t input_bits(const std::string& name) const {
+    const Json* own = layer(name)->find("input_bits");
+    return own == nullptr ? quantization_->scalar_bits : bits(*own, "input bits");
   }
 
   struct Codes {
@@ -309,11 +311,9 @@ void add_codes(Arrays& arrays, const Source& source, const std::string& name,
   arrays.add(name + ".bits", std::vector<int32_t>{input_bits}, {1});
 }
 
-/// Products of one input as one product; parts without a bias get zeros. `input_bits` says how
-/// finely the recipe rounds such an input.
+/// Products of one input as one product; parts without a bias get zeros.
 void add_product(Arrays& arrays, const Source& source, const std::string& name,
-                 const std::vector<std::string>& parts,
-                 int32_t Quantization::* input_bits = &Quantization::scalar_bits) {
+                 const std::vector<std::string>& parts) {
   std::vector<float> weight;
   std::vector<double> bias;
   int64_t in = 0, out = 0;
@@ -333,7 +333,7 @@ void add_product(Arrays& arrays, const Source& source, const std::string& name,
   if (rounded.size() > 1) throw UnsupportedModel("the engine needs " + name + " quantised alike");
   const Quantization* q = source.quantization();
   if (*rounded.begin() && q != nullptr && q->scalars) {
-    add_codes(arrays, source, name, parts, q->*input_bits);
+    add_codes(arrays, source, name, parts, source.input_bits(parts[0]));
     if (q->centered) {
       const std::vector<float> centers = source.centers(parts[0]);
       for (const std::string& part : parts) {
@@ -513,8 +513,7 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
       }
     }
     arrays.add(attend + ".table", std::move(table), {splines, shape.out});
-    add_product(arrays, source, attend + ".output", {attend + ".output"},
-                &Quantization::message_bits);
+    add_product(arrays, source, attend + ".output", {attend + ".output"});
     add_norm(arrays, source, update + ".norm");
     for (int degree = 1; degree <= config.max_degree; ++degree) {
       const std::string name = update + ".mix." + std::to_string(degree);

@@ -154,7 +154,8 @@ def _input(layer: Mapping[str, Any], recipe: Recipe) -> tuple[str, bool]:
         return f"ℓ = {degree}: {vector_words(recipe.vectors)}", vectors_stay_codes(recipe.vectors)
     if layer.get("weight_only") or recipe.scalars is None:
         return "float", False
-    return scalar_words(recipe.scalars), True
+    own = layer.get("input_bits", recipe.scalars.bits)  # version 1 had one width for all
+    return scalar_words(recipe.scalars.model_copy(update={"bits": own})), True
 
 
 def recipe_words(recipe: Recipe | None) -> list[str]:
@@ -164,6 +165,12 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
     weights = recipe.weights
     share = _sharing(weights.granularity, weights.group_size)
     sentences = [f"Weights of quantised layers: {weights.bits}-bit codes, one step {share}."]
+    if recipe.vector_weights is not None:
+        own = recipe.vector_weights
+        sentences.append(
+            f"Weights of channel mixings: {own.bits}-bit codes, one step "
+            f"{_sharing(own.granularity, own.group_size)}."
+        )
     if recipe.scalars is None:
         sentences.append("Invariant inputs of matrix products: float, so these products are float.")
     else:

@@ -34,7 +34,6 @@ from equibit.training.config import DataConfig, TrainingConfig
 from equibit.training.qat import CONTROL, QuantizationConfig, quantize
 from equibit.training.run import (
     MODEL,
-    describe,
     finished_run,
     load_training_structures,
     parent_record,
@@ -434,7 +433,7 @@ def is_finished(settings: TrainingConfig | QuantizationConfig) -> bool:
     else:
         name = settings.start
     parent = None if name is None else parent_record(name)
-    return finished_run(describe(settings), settings.run.output, parent=parent) is not None
+    return finished_run(settings, settings.run.output, parent=parent) is not None
 
 
 def parent_changed(settings: QuantizationConfig) -> bool:

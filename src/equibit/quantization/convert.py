@@ -138,7 +138,7 @@ class QuantizedEquivariantLinear(QuantizedLayer, EquivariantLinear):  # type: ig
     def __init__(self, layer: EquivariantLinear, recipe: Recipe) -> None:
         nn.Module.__init__(self)
         self.degree = layer.degree
-        self.take_over(layer.weight, recipe.weights)
+        self.take_over(layer.weight, recipe.vector_weights or recipe.weights)
         quantizer = VectorQuantizer(recipe.vectors, layer.degree)
         self.input_quantizer = quantizer.to(layer.weight.device, layer.weight.dtype)
 

@@ -72,6 +72,8 @@ class Recipe(_Spec):
     Attributes:
         name: what files and reports call it.
         weights: weights of all quantised layers.
+        vector_weights: weights of channel mixings, where not as ``weights``: they are few, but every
+            component of every vector goes through them.
         scalars: invariant inputs of matrix products, or None for float.
         vectors: inputs of channel mixings.
         attention_bits: width of queries and keys in the attention, or None for float.
@@ -88,6 +90,7 @@ class Recipe(_Spec):
 
     name: str = "custom"
     weights: WeightSpec = WeightSpec()
+    vector_weights: WeightSpec | None = None
     scalars: ScalarSpec | None = ScalarSpec()
     vectors: VectorSpec = VectorSpec()
     attention_bits: int | None = Field(default=None, ge=2, le=16)
@@ -172,6 +175,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="w4a8",
             weights=_W4,
+            vector_weights=WeightSpec(),
             scalars=_CENTERED,
             attention_bits=16,
             message_bits=16,

@@ -64,8 +64,10 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
         }
         if isinstance(layer, EquivariantLinear):
             manifest["layers"][name]["degree"] = layer.degree
-        elif getattr(layer, "input_quantizer", None) is None:
+        elif (quantizer := getattr(layer, "input_quantizer", None)) is None:
             manifest["layers"][name]["weight_only"] = True
+        else:
+            manifest["layers"][name]["input_bits"] = quantizer.spec.bits
         skip.update(f"{name}.{own}" for own in _OWN)
         if layer.weight_quantizer is not None:
             skip.update(f"{name}.weight_quantizer.{k}" for k in layer.weight_quantizer.state_dict())

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from equibit.models.files import load_potential
@@ -48,7 +48,6 @@ from equibit.training.run import (
     TrainingResult,
     claim_folder,
     compile_pays,
-    describe,
     finished_run,
     load_parent,
     mixed_sizes,
@@ -91,12 +90,16 @@ class QuantizationConfig(StrictModel):
     loss: LossConfig = LossConfig()
     run: RunConfig = RunConfig(output=Path("runs/quantized"), validate_every=1, checkpoint_every=1)
 
+    @field_validator("recipe")
+    @classmethod
+    def _resolved(cls, recipe: Recipe | str) -> Recipe | str:
+        """A name stands for what it means today, and that is what a run's folder keeps."""
+        return recipe if isinstance(recipe, Recipe) or recipe == CONTROL else get_recipe(recipe)
+
     @property
     def resolved_recipe(self) -> Recipe | None:
         """The recipe, or None for the control."""
-        if self.recipe == CONTROL:
-            return None
-        return get_recipe(self.recipe) if isinstance(self.recipe, str) else self.recipe
+        return self.recipe if isinstance(self.recipe, Recipe) else None
 
     @property
     def optimization(self) -> OptimizationConfig:
@@ -138,8 +141,8 @@ def quantize(
     lightning.seed_everything(config.run.seed, workers=True, verbose=False)
     network = load_parent(config.parent)
     output = config.run.output
-    description, parent = describe(config), parent_record(config.parent)
-    done = finished_run(description, output, parent=parent) if resume else None
+    parent = parent_record(config.parent)
+    done = finished_run(config, output, parent=parent) if resume else None
     if done is not None:
         return done
     if config.labels == "parent":
@@ -157,7 +160,7 @@ def quantize(
     training, held_out = Collator(train, network), Collator(validation, network)
     fitted = Fit(None, {})
     if config.epochs == 0:
-        claim_folder(description, output, resume=resume)
+        claim_folder(config, output, resume=resume)
     else:
         total_steps = steps_per_epoch(len(train), config.run, config.batch_size) * config.epochs
         module = QuantizedForceField(network, config, total_steps)
@@ -165,7 +168,7 @@ def quantize(
             module.step_function = torch.compile(
                 energies_and_edge_gradients, dynamic=mixed_sizes(train)
             )
-        checkpoint = claim_folder(description, output, resume=resume)
+        checkpoint = claim_folder(config, output, resume=resume)
         fitted = fit(
             module,
             training,

@@ -13,7 +13,7 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from equibit.datasets import load_dataset
 from equibit.models import resolve_model
@@ -171,7 +171,7 @@ def refit_shift(network: AtomisticNetwork, structures: Sequence[Structure]) -> N
 
 def plan(config: TrainingConfig) -> TrainingPlan:
     """Load the data, build the network and say what ``train`` would do."""
-    check_folder(describe(config), config.run.output)
+    check_folder(config, config.run.output)
     train_set, validation, record = load_training_structures(config.data)
     check_elements(config, [*train_set, *validation])
     network = prepare_network(config, train_set)
@@ -206,9 +206,9 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
     """
     started = time.monotonic()
     torch.set_num_threads(config.run.threads)
-    output, description = config.run.output, describe(config)
+    output = config.run.output
     parent = None if config.start is None else parent_record(config.start)
-    done = finished_run(description, output, parent=parent) if resume else None
+    done = finished_run(config, output, parent=parent) if resume else None
     if done is not None:
         return done
     train_set, validation_set, record = load_training_structures(config.data)
@@ -219,7 +219,7 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
     total_steps = (
         steps_per_epoch(len(train_set), config.run, optimization.batch_size) * optimization.epochs
     )
-    checkpoint = claim_folder(description, output, resume=resume)
+    checkpoint = claim_folder(config, output, resume=resume)
     module = ForceField(network, config.loss, optimization, total_steps)
     if compile_pays(config.run, train_set, total_steps * optimization.batch_size):
         module.step_function = torch.compile(
@@ -295,16 +295,19 @@ def describe(config: BaseModel) -> dict[str, Any]:
     return dict(json.loads(config.model_dump_json()))
 
 
-def check_folder(description: Mapping[str, Any], output: Path) -> None:
-    """Raise ``ConfigError`` where a folder holds progress or a model of another configuration."""
+def check_folder(config: BaseModel, output: Path) -> None:
+    """Raise ``ConfigError`` where a folder holds progress or a model of another configuration.
+
+    Settings that a folder of an older version does not name count as their defaults.
+    """
     path = output / "config.yaml"
     if not path.exists() or not (last_checkpoint(output) or (output / MODEL).exists()):
         return
     try:
-        old = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        old = None
-    if not isinstance(old, dict) or _identity(old) != _identity(description):
+        old = describe(type(config).model_validate(yaml.safe_load(path.read_text())))
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
+        old = {}
+    if _identity(old) != _identity(describe(config)):
         raise ConfigError(
             f"{output} holds a run of another configuration ({path}); choose another folder or "
             "pass --restart"
@@ -312,14 +315,14 @@ def check_folder(description: Mapping[str, Any], output: Path) -> None:
 
 
 def finished_run(
-    description: Mapping[str, Any], output: Path, *, parent: Mapping[str, Any] | None = None
+    config: BaseModel, output: Path, *, parent: Mapping[str, Any] | None = None
 ) -> TrainingResult | None:
     """The result of a run that ended before, None where there is still something to do.
 
     Raises:
         ConfigError: see ``check_folder``; or the run began with another parent.
     """
-    check_folder(description, output)
+    check_folder(config, output)
     try:
         summary = json.loads((output / "summary.json").read_text())
         seconds, metrics = float(summary["seconds"]), dict(summary["metrics"])
@@ -336,7 +339,7 @@ def finished_run(
     return TrainingResult(output / MODEL, best, metrics, seconds)
 
 
-def claim_folder(description: Mapping[str, Any], output: Path, *, resume: bool) -> Path | None:
+def claim_folder(config: BaseModel, output: Path, *, resume: bool) -> Path | None:
     """Make a folder the run's own and return the checkpoint to go on from, if there is one.
 
     Without ``resume``, checkpoints of an earlier run are removed, or a kill before the first new
@@ -346,7 +349,7 @@ def claim_folder(description: Mapping[str, Any], output: Path, *, resume: bool) 
         ConfigError: see ``check_folder``.
     """
     if resume:
-        check_folder(description, output)
+        check_folder(config, output)
         checkpoint = last_checkpoint(output)
         if checkpoint is not None:
             return checkpoint
@@ -355,7 +358,7 @@ def claim_folder(description: Mapping[str, Any], output: Path, *, resume: bool) 
             stale.unlink(missing_ok=True)
         output.mkdir(parents=True, exist_ok=True)
         with atomic_text(output / "config.yaml") as file:
-            file.write(yaml.safe_dump(dict(description), sort_keys=False))
+            file.write(yaml.safe_dump(describe(config), sort_keys=False))
     return None
 
 
