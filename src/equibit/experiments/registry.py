@@ -29,6 +29,14 @@ EXPERIMENTS = {
         "equibit.experiments.ethanol:Ethanol",
         "FP32, control and low-bit networks on ethanol, over seeds.",
     ),
+    "nequip": Entry(
+        "equibit.experiments.nequip:Nequip",
+        "NequIP of its package, trained here, after post-training quantisation.",
+    ),
+    "comparators": Entry(
+        "equibit.experiments.comparators.experiment:Comparators",
+        "SchNet, DimeNet++, PaiNN, NequIP, MACE and GFN2-xTB beside our engine.",
+    ),
 }
 
 

@@ -326,10 +326,15 @@ class Measure(Stage):
 
     def result(self) -> Any:
         """The kept answer, or None where there is none for these settings and inputs."""
+        record = self.record()
+        return None if record is None else record["result"]
+
+    def record(self) -> dict[str, Any] | None:
+        """All that is kept, or None where there is none for these settings and inputs."""
         try:
             kept = json.loads(self.output.read_text(encoding="utf-8"))
             same = kept["settings"] == self.settings and kept["inputs"] == self._digests()
-            return kept["result"] if same else None
+            return kept if same and "result" in kept and "provenance" in kept else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

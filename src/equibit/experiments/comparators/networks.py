@@ -148,7 +148,7 @@ class ForeignPotential:
     def __init__(
         self, network: ForeignNetwork, name: str, evaluate: Evaluate = energies_and_forces
     ) -> None:
-        self.network = network.eval()
+        self.network = network.eval().requires_grad_(False)
         self._evaluate = evaluate
         self._name = name
 
@@ -186,7 +186,8 @@ class ForeignPotential:
 def compiled_evaluation(network: ForeignNetwork, molecules: Molecules) -> Evaluate:
     """Energies and forces of batches shaped like ``molecules`` as one compiled graph.
 
-    The derivative is traced with the energy, as NequIP's own compilation does.
+    The derivative is traced with the energy, as NequIP's own compilation does. The network's
+    weights must need no gradients, which is so once it is in a ``ForeignPotential``.
 
     Raises:
         ModelError: PyTorch cannot trace or compile this network here.
@@ -200,13 +201,15 @@ def compiled_evaluation(network: ForeignNetwork, molecules: Molecules) -> Evalua
     inputs = (molecules.positions, molecules.receivers, molecules.senders)
     try:
         compiled = torch.compile(make_fx(both)(*inputs), dynamic=False)
-        compiled(*inputs)
+        with torch.no_grad():
+            compiled(*inputs)
     except Exception as error:  # whatever a foreign network stumbles over, it cannot be compiled
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"cannot be compiled: {type(error).__name__}: {first[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"cannot be compiled: {type(error).__name__}: {reason}") from error
 
     def evaluate(_: ForeignNetwork, given: Molecules) -> tuple[Tensor, Tensor]:
-        atomic, forces = compiled(given.positions, given.receivers, given.senders)
+        with torch.no_grad():
+            atomic, forces = compiled(given.positions, given.receivers, given.senders)
         return atomic, forces
 
     return evaluate
