@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FilePath
+
 import pytest
 import torch
 from e3nn import o3
@@ -207,3 +209,11 @@ def test_what_cannot_be() -> None:
     x, species, _ = rows()
     with pytest.raises(ModelError, match=r"12 rows of vectors .* there are none"):
         network(x, species)
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_default_dtype(torch.float32)
+    text = (FilePath(__file__).parents[2] / "docs" / "quantization.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    exec(next(block for block in blocks if "quantize_irreps_" in block), {})
+    assert capsys.readouterr().out == "torch.Size([5, 20])\n"

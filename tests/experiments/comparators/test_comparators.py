@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.experiments.small import small_structures
+from tests.experiments.small import small_model, small_rmd17, small_structures
 from torch import Tensor, nn
 
+from equibit import engine
+from equibit.experiments.comparators.experiment import Comparators
 from equibit.experiments.comparators.networks import (
     ForeignNetwork,
     ForeignPotential,
@@ -25,6 +28,7 @@ from equibit.experiments.comparators.training import (
     train_comparator,
 )
 from equibit.experiments.comparators.xtb import XtbPotential
+from equibit.experiments.nequip import Nequip
 from equibit.structures import ConfigError, FileFormatError, ModelError, Potential, Structure
 
 STRUCTURES = small_structures(24)
@@ -55,7 +59,7 @@ def relabelled(structure: Structure) -> Structure:
 
 @pytest.fixture
 def springs(monkeypatch: pytest.MonkeyPatch) -> str:
-    entry = Comparator("springs", "none", "none", Springs, 1e-2, {})
+    entry = Comparator("springs", "numpy", "numpy", Springs, 1e-2, {})
     monkeypatch.setitem(COMPARATORS, "springs", entry)
     return "springs"
 
@@ -67,6 +71,10 @@ def made(name: str) -> ForeignPotential:
         network = comparator.make((1, 8), 2.0, quick=True)
     except ModelError as error:
         pytest.skip(str(error))
+    with torch.no_grad():  # some begin at zero, where nothing could be seen
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
     return ForeignPotential(network, name)
 
 
@@ -188,6 +196,63 @@ def test_compiled_it_gives_the_same(springs: str) -> None:
     (expected,), (found,) = (p.compute(STRUCTURES[:1]) for p in (potential, compiled))
     assert found.energy == pytest.approx(expected.energy, abs=1e-5)
     np.testing.assert_allclose(found.forces, expected.forces, atol=1e-5)
+
+
+def test_the_experiment_from_training_to_report(
+    springs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIBIT_DATA", str(small_rmd17(tmp_path / "data")))
+    given = {
+        "comparators": springs,
+        "models": str(small_model(tmp_path / "ours.safetensors")),
+        "runs": tmp_path / "runs",
+        "results": tmp_path / "results",
+    }
+    experiment = Comparators.configured(quick=True, **given)
+    assert {stage.kind for stage in experiment.stages()} == {"train", "measure"}
+    experiment.run()
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["missing"] == []
+    assert report["quick"] is True
+    figures = report["data"]["figures"]
+    assert figures["springs-seed0"]["structures"] == 5
+    assert figures["springs-seed0"]["forces_mae"] > 0
+    assert figures["latency"]["springs"] > 0
+    assert [entry["package"] for entry in figures["packages"]] == ["equibit", "numpy"]
+    if engine.is_built():
+        assert figures["ours"]["lee_mean"] < 1e-3
+    assert all(claim["verdict"] == "not run" for claim in report["claims"])
+    assert all(stage.done for stage in Comparators.configured(quick=True, **given).stages())
+
+
+def test_a_package_that_is_absent_is_named_with_its_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    experiment = Comparators.configured(
+        quick=True, comparators="mace,gfn2-xtb", runs=tmp_path, results=tmp_path / "none"
+    )
+    assert "pip install --no-deps mace-torch" in experiment.missing()["mace"]
+    assert not any(stage.kind == "train" for stage in experiment.stages())
+    note = experiment.report().tables[0].note
+    assert "mace is not installed" in note
+    assert "gfn2-xtb is not installed" in note
+
+
+def test_nequip_rounded_in_local_frames_keeps_its_symmetry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("nequip")
+    monkeypatch.setenv("EQUIBIT_DATA", str(small_rmd17(tmp_path / "data")))
+    experiment = Nequip.configured(
+        quick=True, recipes="naive-w8a8,w8a8", runs=tmp_path / "runs", results=tmp_path / "results"
+    )
+    experiment.run()
+    figures = json.loads((tmp_path / "results.json").read_text())["data"]["figures"]
+    naive, local = figures["naive-w8a8-seed0"], figures["w8a8-seed0"]
+    assert local["lee_mean"] < 0.1 * naive["lee_mean"]
+    assert 0 < local["forces_to_parent"] < naive["forces_to_parent"]
+    assert local["parent_bytes"] > 3.5 * local["bytes"]
 
 
 def test_triplets_are_pairs_of_edges_that_meet() -> None:

@@ -48,6 +48,8 @@ class ComparatorsConfig(ExperimentConfig):
         train, test: structures to use, None for all of the split.
         rotations, rotated_structures: of the symmetry test.
         rounds: turns of the timing.
+        compile: also time NequIP as one compiled graph, which takes minutes to compile.
+        imports: fresh interpreters that time each import.
     """
 
     comparators: tuple[str, ...] = (*COMPARATORS, XTB)
@@ -61,6 +63,8 @@ class ComparatorsConfig(ExperimentConfig):
     rotations: int = Field(default=32, ge=1)
     rotated_structures: int = Field(default=25, ge=1)
     rounds: int = Field(default=15, ge=1)
+    compile: bool = True
+    imports: int = Field(default=3, ge=1)
 
     @field_validator("comparators")
     @classmethod
@@ -99,6 +103,8 @@ class Comparators(Experiment[ComparatorsConfig]):
         "rotations": 2,
         "rotated_structures": 2,
         "rounds": 2,
+        "compile": False,
+        "imports": 1,
     }
 
     def missing(self) -> dict[str, str]:
@@ -132,10 +138,19 @@ class Comparators(Experiment[ComparatorsConfig]):
             Measure(
                 "packages",
                 folder / "packages.json",
-                {"packages": packages},
+                {"packages": packages, "imports": self.config.imports},
                 lambda _: [
-                    own_footprint(),
-                    *(footprint(package, module) for package, module in packages.items()),
+                    own_footprint(repeats=self.config.imports),
+                    *(
+                        footprint(
+                            package,
+                            module,
+                            # PyTorch Geometric leaves the choice of PyTorch to its users.
+                            also=() if package == "tblite" else ("torch",),
+                            repeats=self.config.imports,
+                        )
+                        for package, module in packages.items()
+                    ),
                 ],
             )
         )
@@ -145,12 +160,11 @@ class Comparators(Experiment[ComparatorsConfig]):
                 "latency",
                 folder / "latency.json",
                 {
-                    "rounds": self.config.rounds,
-                    "models": self.config.models,
+                    **self.config.model_dump(mode="json", include={"rounds", "models", "compile"}),
                     "xtb": XTB not in absent,
                 },
                 lambda progress: self._latency(first, progress),
-                inputs=[stage.output for stage in first if stage.done],
+                inputs=[stage.output for stage in first],
                 needs=first,
             )
         )
@@ -211,7 +225,7 @@ class Comparators(Experiment[ComparatorsConfig]):
         for stage in trained:
             name = stage.settings.comparator
             potentials[name] = own = load_comparator(stage.output).potential
-            if name == COMPILED:
+            if name == COMPILED and self.config.compile:
                 batch = own.network.batch([structure])
                 evaluation = compiled_evaluation(own.network, batch)
                 potentials[f"{name} compiled"] = ForeignPotential(own.network, name, evaluation)
@@ -248,7 +262,7 @@ class Comparators(Experiment[ComparatorsConfig]):
                 _times(results.get("latency"), self.config.models),
                 _sizes(results.get("packages")),
             ),
-            claims=tuple(_records(results)),
+            claims=tuple(_records({} if self.config.quick else results)),
             data={"figures": results, "trainings": trained, "not_installed": absent},
             seconds=self.seconds(),
             places=places_of(

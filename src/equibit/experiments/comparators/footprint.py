@@ -7,7 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,13 +42,16 @@ class Footprint(Record):
     import_seconds: float | None
 
 
-def footprint(package: str, module: str, *, repeats: int = 3) -> Footprint:
-    """Measure an installed package.
+def footprint(
+    package: str, module: str, *, also: Sequence[str] = (), repeats: int = 3
+) -> Footprint:
+    """Measure an installed package, and with it what it needs without saying so.
 
     Raises:
         PackageNotFoundError: it is not installed.
     """
-    needed = {name: installed_bytes(name) for name in requirements(package)}
+    names = set().union(*map(requirements, (package, *also)))
+    needed = {name: installed_bytes(name) for name in names}
     return Footprint(
         package=package,
         version=metadata.version(package),

@@ -104,8 +104,6 @@ class DimeNetPlusPlus(ForeignNetwork):
             num_spherical=spherical,
             num_radial=min(6, spherical),
             cutoff=CUTOFF,
-            # Its default starts at zero energy, from where a force loss learns nothing.
-            output_initializer="glorot_orthogonal",
         )
 
     def raw_energies(self, molecules: Molecules) -> Tensor:
