@@ -55,16 +55,16 @@ def small_data(path: Path, count: int = 40) -> Path:
     return path
 
 
-def small_rmd17(root: Path, n_train: int = 40, n_test: int = 10) -> Path:
+def small_rmd17(root: Path, n_train: int = 40, n_test: int = 10, molecule: str = "ethanol") -> Path:
     """A folder of data sets with an rMD17 file of that many structures, MD17 labels included."""
     structures = small_structures(n_train + n_test)
     kcal = 23.060547830619026
     energies = np.array([s.energy for s in structures]) * kcal
     forces = np.stack([s.forces for s in structures]) * kcal
     folder = root / "rmd17"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     np.savez(
-        folder / "rmd17_ethanol.npz",
+        folder / f"rmd17_{molecule}.npz",
         nuclear_charges=structures[0].numbers,
         coords=np.stack([s.positions for s in structures]),
         energies=energies,

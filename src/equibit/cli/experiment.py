@@ -134,19 +134,30 @@ def drift(
 
 @app.command()
 def ship(
+    molecule: Annotated[str, typer.Option(help="Of rMD17.")] = "ethanol",
     seed: Annotated[int, typer.Option(help="Whose models; settled before looking at errors.")] = 0,
     variants: Annotated[str, typer.Option(help="Which of them, with commas.")] = "fp32,w8a8,w4a8",
     folder: Annotated[
         Path, typer.Option(help="Where to; by default the package's sources.")
     ] = Path("src/equibit/models/files"),
-    runs: Runs = Path("runs/ethanol"),
-    results: Results = Path("results/ethanol"),
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of models; runs/MOLECULE without.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of figures; results/MOLECULE without.")
+    ] = None,
 ) -> None:
-    """Copy trained ethanol models into the package, with a card each."""
+    """Copy a molecule's trained models into the package, with a card each."""
     from equibit.experiments.ethanol import Ethanol, EthanolConfig
     from equibit.experiments.shipping import ship as ship_models
+    from equibit.training.config import validated
 
-    experiment = Ethanol(EthanolConfig(runs=runs, results=results))
+    tree = {
+        "molecule": molecule,
+        "runs": runs or Path("runs", molecule),
+        "results": results or Path("results", molecule),
+    }
+    experiment = Ethanol(validated(EthanolConfig, tree, source="--molecule"))
     for path in ship_models(experiment, folder, seed=seed, variants=items("--variants", variants)):
         Console(highlight=False, soft_wrap=True).print(f"written: {path}")
 

@@ -7,7 +7,7 @@ piece, by several sessions. Figures on rMD17 and on MD17 labels never share a co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -37,6 +37,18 @@ Labels = Literal["rmd17", "md17"]
 CONFIGS = Path(str(files("equibit.experiments") / "configs"))
 PARENT = "fp32"
 CONTROL_NAME = "control"
+ELEMENTS = {
+    "aspirin": (1, 6, 8),
+    "azobenzene": (1, 6, 7),
+    "benzene": (1, 6),
+    "ethanol": (1, 6, 8),
+    "malonaldehyde": (1, 6, 8),
+    "naphthalene": (1, 6),
+    "paracetamol": (1, 6, 7, 8),
+    "salicylic": (1, 6, 8),
+    "toluene": (1, 6),
+    "uracil": (1, 6, 7, 8),
+}
 DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
 
 
@@ -51,6 +63,7 @@ class EthanolConfig(ExperimentConfig):
         fine_tuning: description of the fine-tuning.
         overrides: ``section.key=value`` replacements in ``training``.
         rotations, rotated_structures: of the symmetry test.
+        molecule: of rMD17, where it is not ethanol.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -61,6 +74,7 @@ class EthanolConfig(ExperimentConfig):
     overrides: tuple[str, ...] = ()
     rotations: int = Field(default=32, ge=1)
     rotated_structures: int = Field(default=25, ge=1)
+    molecule: str = "ethanol"
     runs: Path = Path("runs/ethanol")
     results: Path = Path("results/ethanol")
 
@@ -68,6 +82,13 @@ class EthanolConfig(ExperimentConfig):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(get_recipe(name).name for name in names)
+
+    @field_validator("molecule")
+    @classmethod
+    def _of_rmd17(cls, name: str) -> str:
+        if name not in ELEMENTS:
+            raise ValueError(f"no molecule {name!r}: known are {', '.join(ELEMENTS)}")
+        return name
 
 
 @dataclass(frozen=True)
@@ -78,11 +99,13 @@ class Cell:
         labels: whose labels it learnt.
         variant: ``fp32``, ``control`` or the name of a recipe.
         seed: of everything random.
+        molecule: of rMD17.
     """
 
     labels: Labels
     variant: str
     seed: int
+    molecule: str = "ethanol"
 
     @property
     def name(self) -> str:
@@ -91,11 +114,11 @@ class Cell:
 
     @property
     def parent(self) -> Cell | None:
-        return None if self.variant == PARENT else Cell(self.labels, PARENT, self.seed)
+        return None if self.variant == PARENT else replace(self, variant=PARENT)
 
     @property
     def dataset(self) -> str:
-        return f"{self.labels}/ethanol"
+        return f"{self.labels}/{self.molecule}"
 
 
 class Ethanol(Experiment[EthanolConfig]):
@@ -117,7 +140,7 @@ class Ethanol(Experiment[EthanolConfig]):
         for seed in self.config.seeds:
             for labels in self.config.labels:
                 for variant in (PARENT, CONTROL_NAME, *self.config.recipes):
-                    yield Cell(labels, variant, seed)
+                    yield Cell(labels, variant, seed, self.config.molecule)
 
     def stages(self) -> list[Stage]:
         """For every cell, what makes it and what judges it.
@@ -135,9 +158,13 @@ class Ethanol(Experiment[EthanolConfig]):
     def make(self, cell: Cell, parents: dict[Cell, Train]) -> Train | Quantize:
         """The stage that makes a network; its parent is added to ``parents`` or taken from there."""
         if cell.parent is None:
-            return parents.setdefault(cell, Train(self.training(cell)))
-        parent = parents.setdefault(cell.parent, Train(self.training(cell.parent)))
-        return Quantize(self.fine_tuning(cell), parent.settings.data, parent=parent)
+            return parents.setdefault(cell, Train(self.training(cell), like=cell.molecule))
+        parent = parents.setdefault(
+            cell.parent, Train(self.training(cell.parent), like=cell.molecule)
+        )
+        return Quantize(
+            self.fine_tuning(cell), parent.settings.data, parent=parent, like=cell.molecule
+        )
 
     def judge(self, cell: Cell, made: Train | Quantize) -> Evaluate:
         """The stage that evaluates a network on the test structures."""
@@ -160,7 +187,12 @@ class Ethanol(Experiment[EthanolConfig]):
 
     def training(self, cell: Cell) -> TrainingConfig:
         """The FP32 training of a cell."""
-        own = [f"data.dataset={cell.dataset}", f"run.seed={cell.seed}"]
+        elements = list(ELEMENTS[cell.molecule])
+        own = [
+            f"data.dataset={cell.dataset}",
+            f"network.elements={elements}",
+            f"run.seed={cell.seed}",
+        ]
         if self.config.threads is not None:
             own.append(f"run.threads={self.config.threads}")
         own.append(f"run.output={self._folder(cell)}")

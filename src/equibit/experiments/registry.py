@@ -29,6 +29,14 @@ EXPERIMENTS = {
         "equibit.experiments.ethanol:Ethanol",
         "FP32, control and low-bit networks on ethanol, over seeds.",
     ),
+    "table2": Entry(
+        "equibit.experiments.molecules:TableTwo",
+        "Table II: seven molecules on MD17 labels, FP32 and W4A8.",
+    ),
+    "rmd17": Entry(
+        "equibit.experiments.molecules:Rmd17",
+        "Ten molecules of rMD17, split 1, FP32, W8A8 and W4A8.",
+    ),
     "nequip": Entry(
         "equibit.experiments.nequip:Nequip",
         "NequIP of its package, trained here, after post-training quantisation.",

@@ -1,4 +1,4 @@
-"""Trained networks of the ethanol table into the package, with their cards and figures."""
+"""Trained networks of a molecule's table into the package, with their cards and figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def ship(experiment: Ethanol, folder: Path, *, seed: int, variants: Sequence[str
     Raises:
         ConfigError: a model or its evaluation is not there yet.
     """
-    cells = [Cell("rmd17", variant, seed) for variant in variants]
+    molecule = experiment.config.molecule
+    cells = [Cell("rmd17", variant, seed, molecule) for variant in variants]
     evaluations = []
     for cell in cells:
         model, result = experiment.model(cell), experiment.result(cell)
@@ -39,7 +40,7 @@ def ship(experiment: Ethanol, folder: Path, *, seed: int, variants: Sequence[str
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for cell, evaluation in zip(cells, evaluations, strict=True):
-        name = f"ethanol-{cell.variant}"
+        name = f"{molecule}-{cell.variant}"
         target = folder / f"{name}{SUFFIX}"
         container = read_container(experiment.model(cell), kind="model")
         write_container(target, container.tensors, {**container.header, "name": name})
