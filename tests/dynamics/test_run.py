@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -99,8 +100,8 @@ def test_langevin_keeps_the_temperature_and_counts_its_heat(tmp_path: Path) -> N
 def test_an_outer_force_is_what_is_conserved(tmp_path: Path) -> None:
     plain = settings(steps=2000)
     for name, outer, inner_steps in (("alone", None, 1), ("corrected", MODEL, 2)):
-        chosen = settings(steps=2000, inner_steps=inner_steps)
-        result = run_dynamics(LOW_BIT, ETHANOL, chosen, tmp_path / name, outer=outer)
+        chosen = settings(steps=2000, outer=outer, inner_steps=inner_steps)
+        result = run_dynamics(LOW_BIT, ETHANOL, chosen, tmp_path / name)
         assert result.outer_model == (None if outer is None else "fp32")
     run_dynamics(MODEL, ETHANOL, plain, tmp_path / "float")
     potential = {n: columns(tmp_path / n)["potential_ev"] for n in ("alone", "corrected", "float")}
@@ -114,7 +115,7 @@ def test_an_outer_force_is_what_is_conserved(tmp_path: Path) -> None:
 
 def test_the_same_model_as_outer_force_changes_nothing(tmp_path: Path) -> None:
     run_dynamics(MODEL, ETHANOL, settings(), tmp_path / "plain")
-    run_dynamics(MODEL, ETHANOL, settings(inner_steps=5), tmp_path / "outer", outer=MODEL)
+    run_dynamics(MODEL, ETHANOL, settings(inner_steps=5, outer=MODEL), tmp_path / "outer")
     for name, values in columns(tmp_path / "plain").items():
         assert (values == columns(tmp_path / "outer")[name]).all(), name
 
@@ -125,7 +126,7 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
         np.concatenate([ETHANOL.positions + np.array([9.0 * k, 0, 0]) for k in range(40)]),
     )
     for threads in (1, 2):
-        run_dynamics(MODEL, crowd, settings(), tmp_path / str(threads), threads=threads)
+        run_dynamics(MODEL, crowd, settings(threads=threads), tmp_path / str(threads))
     for name in ("trajectory.xyz", "samples.csv"):
         one, two = (tmp_path / str(threads) / name for threads in (1, 2))
         assert one.read_bytes() == two.read_bytes()
@@ -260,6 +261,7 @@ def test_atoms_that_meet_end_the_run(tmp_path: Path) -> None:
         temperature=0.0,
         seed=0,
         bonds=np.zeros((0, 2), np.int32),
+        shifts=np.zeros((0, 3)),
         kinds=np.zeros(0, np.int32),
         longest=np.zeros(0),
         most_kinetic=1e9,
@@ -284,9 +286,35 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_ase_trajectories(tmp_path: Path) -> None:
-    result = run_dynamics(MODEL, ETHANOL, settings(), tmp_path, trajectory_format="traj")
+    result = run_dynamics(MODEL, ETHANOL, settings(trajectory_format="traj"), tmp_path)
     assert len(read_structures(result.trajectory)) == 5
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["extxyz", "traj"])
+def test_ase_finds_the_velocities_of_every_frame(tmp_path: Path, form: str) -> None:
+    chosen = settings(steps=50, sample_every=10, frame_every=10, trajectory_format=form)
+    result = run_dynamics(MODEL, ETHANOL, chosen, tmp_path)
+    frames = ase.io.read(result.trajectory, ":")
+    velocities = initial_velocities(ETHANOL, 300.0, seed=0)
+    np.testing.assert_allclose(frames[0].get_velocities() * units.fs, velocities, rtol=1e-7)
+    kinetic = [frame.get_kinetic_energy() for frame in frames]
+    np.testing.assert_allclose(kinetic, columns(tmp_path)["kinetic_ev"], rtol=1e-7)
+
+
+def test_bonds_across_a_boundary_are_watched(tmp_path: Path) -> None:
+    """A molecule cut by the wall of its cell has the bonds of a whole one, and they can break."""
+    whole = boxed()
+    cut = Structure(whole.numbers, whole.positions % 10.5, cell=whole.cell, pbc=whole.pbc)
+    assert np.ptp(cut.positions, axis=0).max() > 9
+    for name, structure in (("whole", whole), ("cut", cut)):
+        run_dynamics(MODEL, structure, settings(), tmp_path / name)
+    for name, values in columns(tmp_path / "whole").items():
+        if name.endswith("angstrom"):
+            np.testing.assert_allclose(columns(tmp_path / "cut")[name], values, atol=1e-6)
+    hot = settings(temperature=20_000.0, steps=2000)
+    collapse = run_dynamics(MODEL, cut, hot, tmp_path / "hot").collapse
+    assert collapse is not None
 
 
 @pytest.mark.parametrize(
@@ -294,7 +322,10 @@ def test_ase_trajectories(tmp_path: Path) -> None:
     [
         ({"steps": 0}, "steps is 0"),
         ({"steps": 205}, "multiple of sample_every"),
-        ({"inner_steps": 3}, "multiple of inner_steps"),
+        ({"inner_steps": 3, "outer": MODEL}, "multiple of inner_steps"),
+        ({"inner_steps": 2}, "need an outer model"),
+        ({"trajectory_format": "pdb"}, "not pdb"),
+        ({"threads": 0}, "threads is 0"),
         ({"timestep": float("nan")}, "timestep is nan"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"ensemble": "npt"}, "expected nve or langevin"),
@@ -308,10 +339,6 @@ def test_impossible_settings_are_named(changes: dict[str, Any], message: str) ->
 
 def test_bad_input_is_named_before_anything_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "md"
-    with pytest.raises(ConfigError, match="need an outer model"):
-        run_dynamics(MODEL, ETHANOL, settings(inner_steps=2), folder)
-    with pytest.raises(ConfigError, match="not pdb"):
-        run_dynamics(MODEL, ETHANOL, settings(), folder, trajectory_format="pdb")
     with pytest.raises(ModelError, match="atom 1 is F"):
         run_dynamics(MODEL, Structure([1, 9], [[0, 0, 0], [1, 0, 0]]), settings(), folder)
     with pytest.raises(StructureError, match="atom 0 and atom 1 coincide"):

@@ -34,7 +34,7 @@ def _reads_as_number(text: str) -> bool:
 
 
 @st.composite
-def structures(draw: st.DrawFn, *, infos: bool = True) -> Structure:
+def structures(draw: st.DrawFn, *, infos: bool = True, momenta: bool = True) -> Structure:
     n_atoms = draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     cell = rng.normal(size=(3, 3)) + 5 * np.eye(3) if draw(st.booleans()) else None
@@ -49,6 +49,7 @@ def structures(draw: st.DrawFn, *, infos: bool = True) -> Structure:
         energy=draw(energy),
         forces=rng.normal(size=(n_atoms, 3)) if draw(st.booleans()) else None,
         stress=stress + stress.T if cell is not None and draw(st.booleans()) else None,
+        momenta=rng.normal(size=(n_atoms, 3)) if momenta and draw(st.booleans()) else None,
         info=draw(_INFOS) if infos else {},
     )
 
@@ -56,7 +57,7 @@ def structures(draw: st.DrawFn, *, infos: bool = True) -> Structure:
 def assert_same(one: Structure, other: Structure) -> None:
     """Bit for bit the same, infos included."""
     np.testing.assert_array_equal(one.numbers, other.numbers)
-    for name in ("positions", "cell", "pbc", "forces", "stress"):
+    for name in ("positions", "cell", "pbc", "forces", "stress", "momenta"):
         mine, theirs = getattr(one, name), getattr(other, name)
         assert (mine is None) == (theirs is None), name
         if mine is not None:

@@ -17,10 +17,12 @@ void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
-double distance(const double* positions, int32_t i, int32_t j) {
+double bond_length(const Watch& watch, size_t bond, const std::vector<double>& positions) {
+  const double* first = positions.data() + 3 * watch.bonds[2 * bond];
+  const double* second = positions.data() + 3 * watch.bonds[2 * bond + 1];
   double square = 0.0;
-  for (int k = 0; k < 3; ++k) {
-    const double x = positions[3 * j + k] - positions[3 * i + k];
+  for (size_t k = 0; k < 3; ++k) {
+    const double x = second[k] + watch.shifts[3 * bond + k] - first[k];
     square += x * x;
   }
   return std::sqrt(square);
@@ -56,8 +58,9 @@ Dynamics::Dynamics(std::unique_ptr<Evaluator> forces, std::unique_ptr<Evaluator>
   require(settings_.temperature >= 0.0 && std::isfinite(settings_.temperature),
           "the temperature must be 0 or more");
   const size_t bonds = watch_.kinds.size();
-  require(watch_.bonds.size() == 2 * bonds && watch_.longest.size() == bonds,
-          "bonds, kinds and longest lengths differ in number");
+  require(watch_.bonds.size() == 2 * bonds && watch_.shifts.size() == 3 * bonds &&
+              watch_.longest.size() == bonds,
+          "bonds, shifts, kinds and longest lengths differ in number");
   for (size_t b = 0; b < bonds; ++b) {
     require(watch_.kinds[b] >= 0 && watch_.kinds[b] < watch_.n_kinds, "a bond has no kind");
     for (size_t end = 0; end < 2; ++end) {
@@ -130,8 +133,7 @@ void Dynamics::sample(std::vector<double>& rows) const {
   }
   for (size_t b = 0; b < watch_.kinds.size(); ++b) {
     double* of_kind = values + 3 + 3 * watch_.kinds[b];
-    const double d =
-        distance(state_.positions.data(), watch_.bonds[2 * b], watch_.bonds[2 * b + 1]);
+    const double d = bond_length(watch_, b, state_.positions);
     of_kind[0] += d;
     of_kind[1] = std::min(of_kind[1], d);
     of_kind[2] = std::max(of_kind[2], d);
@@ -208,9 +210,9 @@ bool Dynamics::holds() {
     return false;
   }
   for (size_t b = 0; b < watch_.kinds.size(); ++b) {
-    const int32_t i = watch_.bonds[2 * b], j = watch_.bonds[2 * b + 1];
-    const double d = distance(state_.positions.data(), i, j);
+    const double d = bond_length(watch_, b, state_.positions);
     if (d <= watch_.longest[b]) continue;
+    const int32_t i = watch_.bonds[2 * b], j = watch_.bonds[2 * b + 1];
     char text[96];
     std::snprintf(text, sizeof text, "the bond of atoms %d and %d broke: %.2f Å", i, j, d);
     reason_ = text;

@@ -28,6 +28,7 @@ struct DynamicsSettings {
 /// Distances that are recorded, and what ends a run.
 struct Watch {
   std::vector<int32_t> bonds;  // [n_bonds][2]
+  std::vector<double> shifts;  // [n_bonds][3] Å, to the image of the second atom
   std::vector<int32_t> kinds;  // [n_bonds] in 0 … n_kinds − 1
   std::vector<double> longest; // [n_bonds] Å; a longer bond is broken
   int32_t n_kinds = 0;

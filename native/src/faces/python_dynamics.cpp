@@ -50,11 +50,12 @@ void bind_dynamics(nb::module_& m) {
           [](Dynamics* self, const Model& model, const Model* outer, const Species& species,
              const std::optional<Lattice>& cell, std::array<bool, 3> periodic, double skin,
              int threads, const Numbers& masses, double timestep, int64_t inner_steps, double friction,
-             double temperature, uint64_t seed, const Bonds& bonds, const Species& kinds,
-             const Numbers& longest, double most_kinetic, const Vectors& positions,
-             const Vectors& velocities, int64_t step, double heat) {
+             double temperature, uint64_t seed, const Bonds& bonds, const Vectors& shifts,
+             const Species& kinds, const Numbers& longest, double most_kinetic,
+             const Vectors& positions, const Vectors& velocities, int64_t step, double heat) {
             const Cell lattice = cell_of(cell, periodic);
-            Watch watch{vector_of(bonds), vector_of(kinds), vector_of(longest), 0, most_kinetic};
+            Watch watch{vector_of(bonds), vector_of(shifts), vector_of(kinds),
+                        vector_of(longest), 0, most_kinetic};
             for (int32_t kind : watch.kinds) watch.n_kinds = std::max(watch.n_kinds, kind + 1);
             const auto evaluator = [&](const Model& of) {
               return std::make_unique<Evaluator>(of.network(), vector_of(species), lattice, skin,
@@ -70,8 +71,8 @@ void bind_dynamics(nb::module_& m) {
           nb::arg("outer").none(), nb::arg("species"), nb::arg("cell").none(), nb::arg("periodic"),
           nb::arg("skin"), nb::arg("threads"), nb::arg("masses"), nb::arg("timestep"), nb::arg("inner_steps"),
           nb::arg("friction"), nb::arg("temperature"), nb::arg("seed"), nb::arg("bonds"),
-          nb::arg("kinds"), nb::arg("longest"), nb::arg("most_kinetic"), nb::arg("positions"),
-          nb::arg("velocities"), nb::arg("step"), nb::arg("heat"))
+          nb::arg("shifts"), nb::arg("kinds"), nb::arg("longest"), nb::arg("most_kinetic"),
+          nb::arg("positions"), nb::arg("velocities"), nb::arg("step"), nb::arg("heat"))
       .def(
           "run",
           [](Dynamics& self, int64_t steps, int64_t every) {

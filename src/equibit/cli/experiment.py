@@ -89,7 +89,8 @@ def drift(
     models: Annotated[
         str,
         typer.Option(help="With commas; MODEL+OUTER/N is r-RESPA, the outer force every N steps."),
-    ] = "ethanol-fp32,ethanol-w8a8,ethanol-w4a8,ethanol-w4a8+ethanol-fp32/4",
+    ] = "ethanol-fp32,ethanol-w8a8,ethanol-w4a8,ethanol-w4a8+ethanol-fp32/4,"
+    "runs/ethanol/rmd17-naive-w8a8-seed0",
     structure: Annotated[
         str, typer.Option(help="Data set or file whose first structure all start from.")
     ] = "ethanol-pbe",

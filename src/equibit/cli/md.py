@@ -78,41 +78,26 @@ def md(
         ensemble=ensemble,  # type: ignore[arg-type]
         temperature=temperature,
         friction=friction,
+        outer=outer,
         inner_steps=inner_steps,
         seed=seed,
         sample_every=sample_every,
         frame_every=frame_every,
+        trajectory_format=trajectory_format,
+        kernels=kernels,
+        threads=threads,
     )
     start = starting_structure(structure, index)
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
-        outlook = foresee(
-            model,
-            start,
-            settings,
-            output,
-            outer=outer,
-            trajectory_format=trajectory_format,
-            threads=threads,
-        ).to_json()
+        outlook = foresee(model, start, settings, output).to_json()
         if as_json:
             typer.echo(json.dumps(outlook))
         else:
             console.print(key_value_table("This run would", outlook))
         return
     with progress() as watcher:
-        result = run_dynamics(
-            model,
-            start,
-            settings,
-            output,
-            outer=outer,
-            trajectory_format=trajectory_format,
-            kernels=kernels,
-            threads=threads,
-            resume=not restart,
-            watch=watcher(""),
-        )
+        result = run_dynamics(model, start, settings, output, resume=not restart, watch=watcher(""))
     if as_json:
         typer.echo(json.dumps(result.to_json()))
     else:

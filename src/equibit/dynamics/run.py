@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from equibit.dynamics.samples import Drift, Samples, energy_drift
-from equibit.dynamics.settings import DynamicsSettings
+from equibit.dynamics.settings import TRAJECTORIES, DynamicsSettings
 from equibit.dynamics.start import (
+    ACCELERATION,
     BOLTZMANN,
     Bonds,
     degrees_of_freedom,
@@ -35,7 +36,6 @@ from equibit.structures.errors import ConfigError, FileFormatError, ModelError
 from equibit.structures.formats.streaming import StructureWriter
 from equibit.structures.structure import FloatArray, Structure
 
-TRAJECTORIES = {"extxyz": "trajectory.xyz", "traj": "trajectory.traj"}
 CHECKPOINT = "checkpoint.safetensors"
 RESULT = "dynamics.json"
 SAMPLES = "samples.csv"
@@ -166,17 +166,13 @@ def foresee(
     structure: Structure,
     settings: DynamicsSettings,
     output: str | os.PathLike[str],
-    *,
-    outer: str | os.PathLike[str] | None = None,
-    trajectory_format: str = "extxyz",
-    threads: int = 1,
 ) -> Outlook:
     """What ``run_dynamics`` would do; writes nothing.
 
     Raises:
         EquibitError: what ``run_dynamics`` would raise before its first step.
     """
-    run = _Run(model, structure, settings, Path(output), outer, trajectory_format, None, threads)
+    run = _Run(model, structure, settings, Path(output))
     loop = run.loop(run.beginning())
     steps = _TRIAL_STEPS * settings.inner_steps
     loop.run(steps, settings.sample_every)
@@ -193,10 +189,9 @@ def foresee(
         ns_per_day=_ns_per_day(settings.timestep, per_step),
         minutes=settings.steps * per_step / 60,
         frames=frames,
-        megabytes=frames * (200 + 125 * len(structure)) / 1e6,
+        megabytes=frames * (200 + 185 * len(structure)) / 1e6,
         files=tuple(
-            str(Path(output) / name)
-            for name in (TRAJECTORIES[trajectory_format], SAMPLES, RESULT, PICTURE)
+            str(Path(output) / name) for name in (run.trajectory.name, SAMPLES, RESULT, PICTURE)
         ),
     )
 
@@ -207,16 +202,12 @@ def run_dynamics(
     settings: DynamicsSettings,
     output: str | os.PathLike[str],
     *,
-    outer: str | os.PathLike[str] | None = None,
-    trajectory_format: str = "extxyz",
-    kernels: str | None = None,
-    threads: int = 1,
     resume: bool = True,
     watch: Watcher | None = None,
 ) -> DynamicsResult:
     """Molecular dynamics of a structure with a model, in the folder ``output``.
 
-    Written there are the trajectory, ``samples.csv``, ``dynamics.json`` and, where matplotlib is
+    Written there are the trajectory (with energies, forces and momenta), ``samples.csv``, ``dynamics.json`` and, where matplotlib is
     installed, a picture. Interrupted by Ctrl-C or killed, the same call goes on from the last
     checkpoint, to the last bit as if nothing had happened.
 
@@ -228,10 +219,6 @@ def run_dynamics(
         structure: where they start; labels are ignored.
         settings: how long and how.
         output: folder, made where it is missing.
-        outer: model of the outer force.
-        trajectory_format: ``extxyz`` or ``traj`` (ASE).
-        kernels: instruction set by name; the fastest when None.
-        threads: that share each step; more than one pays from a few hundred atoms on.
         resume: False starts anew.
         watch: told several times a second where the run is.
 
@@ -246,7 +233,7 @@ def run_dynamics(
         WriteError: a file cannot be written; the checkpoint stays.
     """
     folder = Path(output)
-    run = _Run(model, structure, settings, folder, outer, trajectory_format, kernels, threads)
+    run = _Run(model, structure, settings, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         for name in (CHECKPOINT, RESULT):
@@ -282,31 +269,15 @@ class _Run:
         structure: Structure,
         settings: DynamicsSettings,
         folder: Path,
-        outer: str | os.PathLike[str] | None,
-        trajectory_format: str,
-        kernels: str | None,
-        threads: int,
     ) -> None:
-        if not 1 <= threads <= 256:
-            raise ConfigError(f"threads is {threads}; expected 1 to 256")
-        if outer is None and settings.inner_steps > 1:
-            raise ConfigError("inner_steps above 1 need an outer model")
-        if trajectory_format not in TRAJECTORIES:
-            raise ConfigError(
-                f"trajectories are written as {' or '.join(TRAJECTORIES)}, not {trajectory_format}"
-            )
-        paths = [resolve_model(Path(name)) for name in (model, outer) if name is not None]
-        self.potential = load(paths[0], kernels=kernels)
-        self.outer: NativePotential | None = (
-            None if outer is None else load(paths[1], kernels=kernels)
-        )
+        paths = [resolve_model(Path(name)) for name in (model, settings.outer) if name is not None]
+        self.potential, *outer = (load(path, kernels=settings.kernels) for path in paths)
+        self.outer: NativePotential | None = outer[0] if outer else None
         if self.outer is not None and self.outer.info.elements != self.potential.info.elements:
             raise ModelError("the model and the outer model know different elements")
         self.structure = structure
         self.settings = settings
         self.folder = folder
-        self.format = trajectory_format
-        self.threads = threads
         self.masses = masses_of(structure)
         self.species = species_index(structure, self.potential.info.elements).astype(np.int32)
         self.bonds: Bonds = find_bonds(structure)
@@ -315,7 +286,7 @@ class _Run:
 
     @property
     def trajectory(self) -> Path:
-        return self.folder / TRAJECTORIES[self.format]
+        return self.folder / TRAJECTORIES[self.settings.trajectory_format]
 
     def beginning(self) -> _Point:
         velocities = initial_velocities(
@@ -337,7 +308,7 @@ class _Run:
                 cell=None if structure.cell is None else np.ascontiguousarray(structure.cell),
                 periodic=structure.pbc.tolist(),
                 skin=settings.skin,
-                threads=self.threads,
+                threads=settings.threads,
                 masses=self.masses,
                 timestep=settings.timestep,
                 inner_steps=settings.inner_steps,
@@ -346,6 +317,7 @@ class _Run:
                 seed=settings.seed,
                 bonds=self.bonds.pairs,
                 kinds=self.bonds.kinds,
+                shifts=self.bonds.shifts,
                 longest=self.bonds.longest,
                 most_kinetic=0.5 * BOLTZMANN * max(self.freedom, 1) * hottest,
                 positions=np.ascontiguousarray(point.positions),
@@ -433,6 +405,7 @@ class _Run:
             energy=loop.potential,
             forces=loop.forces,
             stress=None,
+            momenta=self.masses[:, None] * loop.velocities / np.sqrt(ACCELERATION),
             info={"step": loop.step, "time_ps": loop.step * self.settings.timestep * 1e-3},
         )
 
@@ -552,7 +525,7 @@ class _Run:
             outer_model=None if self.outer is None else self.outer.info.name,
             kernels=self.potential.kernels,
             n_atoms=len(self.structure),
-            threads=self.threads,
+            threads=settings.threads,
             settings=settings.physics(),
             steps=point.step,
             time=point.step * settings.timestep * 1e-3,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from equibit.structures.errors import ConfigError
 
 MAX_SEED = 2**63 - 1
+MAX_THREADS = 256
+TRAJECTORIES = {"extxyz": "trajectory.xyz", "traj": "trajectory.traj"}
+"""File names of trajectories by format."""
+
+# Not of the trajectory: the digests of models are told apart from their names.
+_NOT_PHYSICS = ("outer", "trajectory_format", "kernels", "threads", "checkpoint_seconds")
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,15 @@ class DynamicsSettings:
     ensemble: ``nve`` conserves the energy, ``langevin`` keeps the temperature.
     temperature: K, of the initial velocities and of Langevin's bath.
     friction: γ of Langevin's bath in 1/ps.
-    inner_steps: with an outer model, time steps between its forces (r-RESPA).
+    outer: model of the outer force (r-RESPA): shipped name, model file or run folder.
+    inner_steps: with an outer model, time steps between its forces.
     seed: of the initial velocities and of the bath.
     sample_every: steps between samples of energies, temperature and bond lengths.
     frame_every: steps between frames of the trajectory.
+    trajectory_format: ``extxyz`` or ``traj`` (ASE).
     skin: Å beyond the cutoff that the neighbour list looks ahead.
+    kernels: instruction set by name; the fastest when None.
+    threads: that share each step; more than one pays from a few hundred atoms on.
     checkpoint_seconds: wall time between checkpoints; changes nothing else.
 
     Raises:
@@ -35,19 +46,30 @@ class DynamicsSettings:
     ensemble: Literal["nve", "langevin"] = "nve"
     temperature: float = 300.0
     friction: float = 1.0
+    outer: str | os.PathLike[str] | None = None
     inner_steps: int = 1
     seed: int = 0
     sample_every: int = 100
     frame_every: int = 1000
+    trajectory_format: str = "extxyz"
     skin: float = 0.5
+    kernels: str | None = None
+    threads: int = 1
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         if self.ensemble not in ("nve", "langevin"):
             raise ConfigError(f"ensemble is {self.ensemble!r}; expected nve or langevin")
+        if self.trajectory_format not in TRAJECTORIES:
+            known = " or ".join(TRAJECTORIES)
+            raise ConfigError(f"trajectories are written as {known}, not {self.trajectory_format}")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ConfigError(f"threads is {self.threads}; expected 1 to {MAX_THREADS}")
         for name in ("steps", "inner_steps", "sample_every", "frame_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.outer is None and self.inner_steps > 1:
+            raise ConfigError("inner_steps above 1 need an outer model")
         for name, low in (
             ("timestep", 1e-6),
             ("temperature", 0.0),
@@ -77,7 +99,5 @@ class DynamicsSettings:
         return self.steps * self.timestep * 1e-3
 
     def physics(self) -> dict[str, Any]:
-        """What decides the trajectory and the files, as opposed to how often a run is saved."""
-        values = asdict(self)
-        del values["checkpoint_seconds"]
-        return values
+        """What decides how the atoms move, models aside, as opposed to where and how fast."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_PHYSICS}

@@ -29,12 +29,14 @@ class Bonds:
 
     Attributes:
         pairs: atoms i < j. Shape: [n_bonds, 2].
+        shifts: in Å, what takes j to the image that i is bonded to. Shape: [n_bonds, 3].
         kinds: index into ``labels``. Shape: [n_bonds].
         longest: Å; a longer bond is broken. Shape: [n_bonds].
         labels: elements of each kind, ``C–H``.
     """
 
     pairs: NDArray[np.int32]
+    shifts: FloatArray
     kinds: NDArray[np.int32]
     longest: FloatArray
     labels: tuple[str, ...]
@@ -43,7 +45,7 @@ class Bonds:
 def find_bonds(structure: Structure) -> Bonds:
     """Pairs of non-metal atoms closer than 1.25 times the sum of their covalent radii.
 
-    Bonds across the boundary of a cell are left out, since atoms are followed without wrapping.
+    Atoms are followed without wrapping, so a bond across the boundary of a cell stays with its image.
 
     Raises:
         StructureError: coinciding atoms.
@@ -52,12 +54,17 @@ def find_bonds(structure: Structure) -> Bonds:
 
     radii = np.where(np.isin(structure.numbers, _NONMETALS), covalent_radii[structure.numbers], 0.0)
     if not radii.any():
-        return Bonds(np.zeros((0, 2), np.int32), np.zeros(0, np.int32), np.zeros(0, np.float64), ())
+        return Bonds(
+            pairs=np.zeros((0, 2), np.int32),
+            shifts=np.zeros((0, 3)),
+            kinds=np.zeros(0, np.int32),
+            longest=np.zeros(0),
+            labels=(),
+        )
     edges = neighbor_list(structure, 2 * _BOND * float(radii.max()))
     i, j = edges.receivers, edges.senders
     near = np.linalg.norm(edges.vectors, axis=1) < _BOND * (radii[i] + radii[j])
-    inside = ~edges.cell_shifts.any(axis=1)
-    bonded = near & inside & (i < j) & (radii[i] > 0) & (radii[j] > 0)
+    bonded = near & (i < j) & (radii[i] > 0) & (radii[j] > 0)
     pairs = np.stack([i[bonded], j[bonded]], axis=1).astype(np.int32)
     names = [
         "–".join(chemical_symbols[z] for z in sorted(structure.numbers[pair], reverse=True))
@@ -66,6 +73,7 @@ def find_bonds(structure: Structure) -> Bonds:
     labels = tuple(sorted(set(names)))
     return Bonds(
         pairs=pairs,
+        shifts=np.ascontiguousarray(edges.shifts[bonded], dtype=np.float64),
         kinds=np.array([labels.index(name) for name in names], np.int32),
         longest=_BROKEN * radii[pairs].sum(axis=1),
         labels=labels,

@@ -102,7 +102,7 @@ def measure_drift(
     Args:
         contenders: what moves the atoms.
         structure: where all of them start.
-        settings: of the runs, their seed and inner steps aside.
+        settings: of the runs, their seed and outer force aside.
         seeds: of the first velocities.
         runs: folder of the runs.
         results: folder of the three files.
@@ -123,9 +123,8 @@ def measure_drift(
                 made[seed] = run_dynamics(
                     entry.model,
                     structure,
-                    replace(settings, seed=seed, inner_steps=entry.inner_steps),
+                    replace(settings, seed=seed, outer=entry.outer, inner_steps=entry.inner_steps),
                     runs / f"{name}-seed{seed}",
-                    outer=entry.outer,
                     watch=None if watcher is None else watcher(f"{entry.name}, seed {seed}"),
                 )
             except ModelError as error:

@@ -34,6 +34,7 @@ def from_ase(atoms: Atoms) -> Structure:
         energy=results.get("energy"),
         forces=results.get("forces"),
         stress=None if stress is None else stress_matrix(np.asarray(stress, dtype=np.float64)),
+        momenta=atoms.get_momenta() if atoms.has("momenta") else None,
         info=dict(atoms.info),
     )
 
@@ -48,6 +49,7 @@ def to_ase(structure: Structure) -> Atoms:
         positions=structure.positions,
         cell=structure.cell,
         pbc=structure.pbc,
+        momenta=structure.momenta,
         info=dict(structure.info),
     )
     labels: dict[str, Any] = {}

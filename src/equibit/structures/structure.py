@@ -32,6 +32,8 @@ class Structure:
         energy: total energy label in eV, or None.
         forces: force labels in eV/Å, or None. Shape: [n_atoms, 3].
         stress: stress label in eV/Å³, tension positive (ASE's sign), or None. Shape: [3, 3].
+        momenta: of a moment of a dynamics, in ASE's unit √(amu·eV), or None; extended XYZ and ASE's
+            formats keep them. Shape: [n_atoms, 3].
         info: whatever else the source said about this structure.
 
     Raises:
@@ -46,6 +48,7 @@ class Structure:
     energy: float | None = None
     forces: FloatArray | None = None
     stress: FloatArray | None = None
+    momenta: FloatArray | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,8 +70,10 @@ class Structure:
         object.__setattr__(
             self, "positions", _per_atom_vectors("positions", self.positions, n_atoms)
         )
-        if self.forces is not None:
-            object.__setattr__(self, "forces", _per_atom_vectors("forces", self.forces, n_atoms))
+        for name in ("forces", "momenta"):
+            vectors = getattr(self, name)
+            if vectors is not None:
+                object.__setattr__(self, name, _per_atom_vectors(name, vectors, n_atoms))
         if self.energy is not None:
             energy = float(np.asarray(self.energy, dtype=np.float64).reshape(()))
             if not np.isfinite(energy):
@@ -105,6 +110,7 @@ class Structure:
             cell=None if self.cell is None else self.cell @ matrix.T,
             forces=None if self.forces is None else self.forces @ matrix.T,
             stress=None if self.stress is None else matrix @ self.stress @ matrix.T,
+            momenta=None if self.momenta is None else self.momenta @ matrix.T,
         )
 
 

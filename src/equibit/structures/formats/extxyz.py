@@ -43,8 +43,8 @@ def iter_extxyz(
     """The frames of an XYZ file, one after the other, never more than one in memory.
 
     Extended XYZ is in eV and Å unless ``units`` says otherwise; a stress follows ASE's sign, and a
-    ``virial`` W gives σ = −W/V where there is no stress. Other key=value pairs go into ``info``;
-    other columns are left out.
+    ``virial`` W gives σ = −W/V where there is no stress, and a column ``momenta`` is in ASE's unit.
+    Other key=value pairs go into ``info``; other columns are left out.
 
     Raises:
         FileFormatError: what is not a frame, with file, frame and line.
@@ -174,6 +174,7 @@ class _FrameReader:
             energy=energy,
             forces=forces,
             stress=self._stress(pairs, cell),
+            momenta=self._vectors("momenta", columns, rows) if "momenta" in columns else None,
             info=pairs,
         )
 
@@ -275,9 +276,11 @@ def format_frame(structure: Structure) -> str:
         pairs.append(f'Lattice="{_joined(structure.cell)}"')
     properties = _PLAIN_PROPERTIES
     table = structure.positions
-    if structure.forces is not None:
-        properties += ":forces:R:3"
-        table = np.hstack([table, structure.forces])
+    for name in ("forces", "momenta"):
+        vectors = getattr(structure, name)
+        if vectors is not None:
+            properties += f":{name}:R:3"
+            table = np.hstack([table, vectors])
     pairs.append(f"Properties={properties}")
     if structure.energy is not None:
         pairs.append(f"energy={structure.energy!r}")
