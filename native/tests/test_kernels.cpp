@@ -77,8 +77,8 @@ void test_product(const Kernels& kernels, int rows, int in, int out, int bits, i
     model.add("p.steps", steps, {out, groups});
     model.integers.push_back({group});
     model.tensors.add("p.group", {Tensor::Type::kInt32, model.integers.back().data(), {1}});
-    model.integers.push_back({bits});
-    model.tensors.add("p.bits", {Tensor::Type::kInt32, model.integers.back().data(), {1}});
+    model.integers.push_back({bits, 8});
+    model.tensors.add("p.bits", {Tensor::Type::kInt32, model.integers.back().data(), {2}});
   }
   const Product product(kernels, model.tensors, "p", in, out, true, 1);
   const std::vector<float> x = random(static_cast<int64_t>(rows) * in);

@@ -13,6 +13,7 @@
 
 #include "files/container.h"
 #include "files/faults.h"
+#include "operations/rounding.h"
 #include "operations/tensors.h"
 #include "potentials/equivariant_transformer.h"
 #include "potentials/so3krates.h"
@@ -88,9 +89,25 @@ struct Quantization {
   const Json* layers;
   const Json* exponents;
   std::string name;
-  bool scalars = false, centered = false, vectors = false, local = false;
-  int32_t scalar_bits = 0, magnitude_bits = 0, direction_bits = 0, attention_bits = 0;
+  bool scalars = false, centered = false, learned = false, local = false;
+  // Of vectors the codec, 0 where they stay float, bits, and whether their step was learned.
+  int32_t codec = 0, magnitude_bits = 0, direction_bits = 0;
+  bool learned_vectors = false;
+  int32_t scalar_bits = 0, attention_bits = 0;
 };
+
+/// Of what the rows are that enter a product.
+enum class Inputs { kAtoms, kEdges };
+
+/// Whether a scale is a step that was learned, or found anew each time.
+bool learned_scale(const Json& json, const std::string& recipe) {
+  const std::string& scale = json.text("scale");
+  if (scale != "dynamic" && scale != "static") {
+    throw UnsupportedModel("the engine does not run the recipe " + recipe + " (steps of scale " +
+                           scale + ")");
+  }
+  return scale == "static";
+}
 
 int32_t bits(const Json& json, const char* what, int64_t most = 16) {
   const int64_t value = json.integer(what);
@@ -105,27 +122,27 @@ std::optional<Quantization> quantization_of(const Json* json) {
   q.layers = &json->at("layers");
   q.exponents = &json->at("center_exponents");
   q.name = recipe.at("name").text("name");
-  const auto refuse = [&](const std::string& part) {
-    throw UnsupportedModel("the engine does not run the recipe " + q.name + " yet (" + part + ")");
-  };
   const Json& scalars = recipe.at("scalars");
   if (!scalars.is_null()) {
     q.scalars = true;
     q.scalar_bits = bits(scalars.at("bits"), "bits of scalars");
     q.centered = scalars.at("centered").boolean("centered");
-    const std::string& scale = scalars.at("scale").text("scale");
-    if (scale != "dynamic") refuse("scalars of scale " + scale);
+    q.learned = learned_scale(scalars.at("scale"), q.name);
   }
   const Json& vectors = recipe.at("vectors");
   const std::string& codec = vectors.at("codec").text("codec");
-  if (codec == "mddq") {
-    q.vectors = true;
+  if (codec != "identity") {
+    constexpr const char* kCodecs[] = {"mddq", "mddq-codebook", "cartesian"};  // as VectorRounding's
+    for (int32_t k = 0; k < 3; ++k) {
+      if (codec == kCodecs[k]) q.codec = k + 1;
+    }
+    if (q.codec == 0) {
+      throw UnsupportedModel("the engine does not run the recipe " + q.name +
+                             " (vectors of codec " + codec + ")");
+    }
     q.magnitude_bits = bits(vectors.at("magnitude_bits"), "magnitude bits");
     q.direction_bits = bits(vectors.at("direction_bits"), "direction bits");
-    const std::string& scale = vectors.at("scale").text("scale");
-    if (scale != "dynamic") refuse("vectors of scale " + scale);
-  } else if (codec != "identity") {
-    refuse("vectors of codec " + codec);
+    q.learned_vectors = learned_scale(vectors.at("scale"), q.name);
   }
   q.local = vectors.at("frame").text("frame") == "local";
   const Json& attention = recipe.at("attention_bits");
@@ -172,23 +189,30 @@ class Source {
     return own == nullptr ? quantization_->scalar_bits : bits(*own, "input bits");
   }
 
+  /// Integer codes of a matrix, or of blocks on its diagonal, as the file has them.
   struct Codes {
-    Shape shape;
-    std::vector<int8_t> codes;  // [out, in]
-    std::vector<float> steps;   // [out, groups]
+    int64_t heads, out, in;     // of each block
+    int32_t bits;
+    std::vector<int8_t> codes;  // [heads, out, in]
+    std::vector<float> steps;   // [heads, out, groups]
     int64_t groups, group;
+
+    Shape whole() const { return {heads * out, heads * in}; }
+    float step(int64_t row, int64_t k) const {
+      const int64_t own = groups > 1 ? k / group : 0;
+      return steps[static_cast<size_t>(row * groups + own)];
+    }
   };
   Codes codes(const std::string& name) const {
     const Json& entry = *layer(name);
-    Codes result;
-    result.shape = shape_of(entry, name);
-    const auto [out, in] = result.shape;
-    const int32_t width = bits(entry.at("bits"), "bits", 8);
+    Codes result = sizes_of(entry, name);
+    const int64_t count = result.heads * result.out * result.in;
+    const int32_t width = result.bits = bits(entry.at("bits"), "bits", 8);
     const StoredTensor& packed = find(name + ".codes");
-    if (packed.type != "uint8" || packed.count() != (out * in * width + 7) / 8) {
-      unfit(name + ".codes cannot hold " + std::to_string(out * in) + " codes");
+    if (packed.type != "uint8" || packed.count() != (count * width + 7) / 8) {
+      unfit(name + ".codes cannot hold " + std::to_string(count) + " codes");
     }
-    result.codes.resize(static_cast<size_t>(out * in));
+    result.codes.resize(static_cast<size_t>(count));
     for (size_t k = 0; k < result.codes.size(); ++k) {
       int value = 0;
       for (int32_t bit = 0; bit < width; ++bit) {
@@ -201,36 +225,54 @@ class Source {
     const std::string& granularity = entry.at("granularity").text("granularity");
     const int64_t size = entry.at("group_size").integer("group_size");
     if (size < 2) unfit(name + " has groups of " + std::to_string(size));
-    result.group = std::max<int64_t>(granularity == "group" ? std::min(size, in) : in, 2);
-    result.groups = granularity == "group" ? (in + result.group - 1) / result.group : 1;
+    result.group = granularity == "group" ? std::min(size, result.in) : result.in;
+    result.groups = (result.in + result.group - 1) / result.group;
     std::vector<float> steps = steps_of(entry, name);
     if (granularity == "tensor" && steps.size() == 1) {
-      steps.assign(static_cast<size_t>(out), steps[0]);
+      steps.assign(static_cast<size_t>(result.heads * result.out), steps[0]);
     }
-    if (static_cast<int64_t>(steps.size()) != out * result.groups) {
+    if (static_cast<int64_t>(steps.size()) != result.heads * result.out * result.groups) {
       unfit(name + ".steps has " + std::to_string(steps.size()) + " steps");
     }
     result.steps = std::move(steps);
     return result;
   }
 
-  /// The weight as the network uses it, [out, in], and its sizes.
+  /// The weight as the network uses it, [out, in], and its sizes; blocks become block-diagonal.
   std::pair<std::vector<float>, Shape> weight(const std::string& name) const {
+    Codes c;
+    std::vector<float> blocks;
     if (layer(name) == nullptr) {
-      const auto& axes = shape(name + ".weight");
-      if (axes.size() != 2) unfit(name + ".weight is no matrix");
-      return {floats(name + ".weight"), {axes[0], axes[1]}};
-    }
-    const Codes c = codes(name);
-    std::vector<float> values(c.codes.size());
-    for (int64_t o = 0; o < c.shape.out; ++o) {
-      for (int64_t k = 0; k < c.shape.in; ++k) {
-        const int64_t step = o * c.groups + (c.groups > 1 ? k / c.group : 0);
-        values[static_cast<size_t>(o * c.shape.in + k)] =
-            c.codes[static_cast<size_t>(o * c.shape.in + k)] * c.steps[static_cast<size_t>(step)];
+      c = sizes_of(shape(name + ".weight"), name);
+      blocks = floats(name + ".weight");
+    } else {
+      c = codes(name);
+      for (size_t at = 0; at < c.codes.size(); ++at) {
+        const auto k = static_cast<int64_t>(at);
+        blocks.push_back(c.codes[at] * c.step(k / c.in, k % c.in));
       }
     }
-    return {std::move(values), c.shape};
+    return {on_the_diagonal(blocks, c), c.whole()};
+  }
+
+  /// [heads, out, in] as [heads·out, heads·in].
+  template <typename T>
+  static std::vector<T> on_the_diagonal(const std::vector<T>& blocks, const Codes& c) {
+    if (c.heads == 1) return blocks;
+    std::vector<T> result(static_cast<size_t>(c.heads * c.out * c.heads * c.in), T{0});
+    for (int64_t row = 0; row < c.heads * c.out; ++row) {
+      const auto from = blocks.begin() + row * c.in;
+      std::copy(from, from + c.in,
+                result.begin() + row * c.heads * c.in + row / c.out * c.in);
+    }
+    return result;
+  }
+
+  /// A step that was learned.
+  float step(const std::string& name) const {
+    const std::vector<double> log2 = doubles(name + ".log2_step");
+    if (log2.size() != 1) unfit(name + ".log2_step is no number");
+    return static_cast<float>(std::exp2(log2[0]));
   }
 
   /// Mean inputs by species, [species, in].
@@ -251,12 +293,26 @@ class Source {
     return found->second;
   }
 
-  static Shape shape_of(const Json& entry, const std::string& name) {
-    const auto& axes = entry.at("shape").list("shape");
-    if (axes.size() != 2) unfit(name + " is no matrix");
-    const int64_t out = axes[0].integer("shape"), in = axes[1].integer("shape");
-    if (out < 1 || in < 1 || out > kMostValues / in) unfit(name + " has an impossible shape");
-    return {out, in};
+  static Codes sizes_of(const Json& entry, const std::string& name) {
+    std::vector<int64_t> axes;
+    for (const Json& axis : entry.at("shape").list("shape")) axes.push_back(axis.integer("shape"));
+    return sizes_of(axes, name);
+  }
+
+  /// [out, in], or [heads, out, in].
+  static Codes sizes_of(std::vector<int64_t> axes, const std::string& name) {
+    if (axes.size() == 2) axes.insert(axes.begin(), 1);
+    if (axes.size() != 3) unfit(name + " is no matrix");
+    int64_t room = kMostValues;
+    for (const int64_t axis : {axes[0], axes[1], axes[0], axes[2]}) {
+      if (axis < 1 || axis > room) unfit(name + " has an impossible shape");
+      room /= axis;
+    }
+    Codes result{};
+    result.heads = axes[0];
+    result.out = axes[1];
+    result.in = axes[2];
+    return result;
   }
 
   std::vector<float> steps_of(const Json& entry, const std::string& name) const {
@@ -287,37 +343,80 @@ void add_norm(Arrays& arrays, const Source& source, const std::string& name) {
   }
 }
 
-/// The codes of products of one input, whose inputs are rounded to so many bits.
+/// Inputs that share a step, if products of codes can follow them: as many everywhere in the matrix,
+/// and whole words. Else 0.
+int64_t even_group(const Source::Codes& c) {
+  if (c.groups == 1) return c.heads * c.in;
+  const bool even = c.heads == 1 || c.in % c.group == 0;
+  return even && c.group % 4 == 0 && c.group <= 512 ? c.group : 0;
+}
+
+/// The codes of products of one input, whose inputs are rounded to so many bits. Where the groups of
+/// blocks do not cut the whole matrix evenly, codes are left out, and decoded weights serve.
 void add_codes(Arrays& arrays, const Source& source, const std::string& name,
                const std::vector<std::string>& parts, int32_t input_bits) {
   std::vector<int8_t> codes;
   std::vector<float> steps;
   int64_t in = 0, out = 0, groups = 0, group = 0;
+  int32_t weight_bits = 0;
   for (const std::string& part : parts) {
     const Source::Codes c = source.codes(part);
-    if (group != 0 && (c.group != group || c.groups != groups)) {
-      throw UnsupportedModel("the engine needs one group size for " + name);
+    const auto [rows, columns] = c.whole();
+    in = columns;
+    out += rows;
+    group = even_group(c);
+    groups = group == 0 ? 0 : (in + group - 1) / group;
+    weight_bits = std::max(weight_bits, c.bits);
+    const std::vector<int8_t> whole = Source::on_the_diagonal(c.codes, c);
+    codes.insert(codes.end(), whole.begin(), whole.end());
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        // Codes of other blocks are 0, so that any step will do.
+        const int64_t k = g * group - row / c.out * c.in;
+        steps.push_back(c.step(row, k >= 0 && k < c.in ? k : 0));
+      }
     }
-    in = c.shape.in;
-    out += c.shape.out;
-    group = c.group;
-    groups = c.groups;
-    codes.insert(codes.end(), c.codes.begin(), c.codes.end());
-    steps.insert(steps.end(), c.steps.begin(), c.steps.end());
   }
+  arrays.add(name + ".bits", std::vector<int32_t>{input_bits, weight_bits}, {2});
+  if (group == 0) return;
   arrays.add(name + ".codes", std::move(codes), {out, in});
   arrays.add(name + ".steps", std::move(steps), {out, groups});
-  arrays.add(name + ".group", std::vector<int32_t>{static_cast<int32_t>(group)}, {1});
-  arrays.add(name + ".bits", std::vector<int32_t>{input_bits}, {1});
+  const auto members = static_cast<int32_t>(std::max<int64_t>(group, 2));
+  arrays.add(name + ".group", std::vector<int32_t>{members}, {1});
 }
 
-/// Products of one input as one product; parts without a bias get zeros.
+/// What has to be alike in products of one input for them to be one product.
+struct InputRounding {
+  int64_t in = 0, group = 0;
+  int32_t bits = 0;
+  float step = 0.0f;
+  std::vector<float> centers;
+  bool rounded = false;
+  bool operator==(const InputRounding&) const = default;
+};
+
+InputRounding rounding_of(const Source& source, const std::string& part, int64_t in,
+                          Inputs inputs) {
+  const Quantization* q = source.quantization();
+  InputRounding result;
+  result.in = in;
+  result.rounded = q != nullptr && q->scalars && source.rounds_inputs(part);
+  if (!result.rounded) return result;
+  result.group = even_group(source.codes(part));
+  result.bits = source.input_bits(part);
+  if (q->learned) result.step = source.step(part + ".input_quantizer");
+  // Edges have no species to be centred by.
+  if (q->centered && inputs != Inputs::kEdges) result.centers = source.centers(part);
+  return result;
+}
+
+/// Products of one input side by side; parts without a bias get zeros.
 void add_product(Arrays& arrays, const Source& source, const std::string& name,
-                 const std::vector<std::string>& parts) {
+                 const std::vector<std::string>& parts, Inputs inputs = Inputs::kAtoms) {
   std::vector<float> weight;
   std::vector<double> bias;
   int64_t in = 0, out = 0;
-  std::set<bool> rounded;
+  InputRounding rounding;
   for (const std::string& part : parts) {
     auto [values, shape] = source.weight(part);
     if (in != 0 && shape.in != in) unfit(part + " and its neighbours differ in inputs");
@@ -328,40 +427,53 @@ void add_product(Arrays& arrays, const Source& source, const std::string& name,
     if (source.has(part + ".bias")) own = source.doubles(part + ".bias");
     if (static_cast<int64_t>(own.size()) != shape.out) unfit(part + ".bias");
     bias.insert(bias.end(), own.begin(), own.end());
-    rounded.insert(source.rounds_inputs(part));
-  }
-  if (rounded.size() > 1) throw UnsupportedModel("the engine needs " + name + " quantised alike");
-  const Quantization* q = source.quantization();
-  if (*rounded.begin() && q != nullptr && q->scalars) {
-    add_codes(arrays, source, name, parts, source.input_bits(parts[0]));
-    if (q->centered) {
-      const std::vector<float> centers = source.centers(parts[0]);
-      for (const std::string& part : parts) {
-        if (source.centers(part) != centers) {
-          throw UnsupportedModel("the engine needs one centre for the inputs of " + name);
-        }
+    const InputRounding next = rounding_of(source, part, in, inputs);
+    if (part == parts[0]) {
+      rounding = next;
+    } else if (next != rounding) {
+      arrays.add(name + ".parts", std::vector<int32_t>{static_cast<int32_t>(parts.size())}, {1});
+      for (size_t k = 0; k < parts.size(); ++k) {
+        add_product(arrays, source, name + "." + std::to_string(k), {parts[k]}, inputs);
       }
-      const auto species = static_cast<int64_t>(centers.size()) / in;
-      if (species * in != static_cast<int64_t>(centers.size())) unfit(name + " has odd centres");
-      std::vector<float> biases;
-      for (int64_t z = 0; z < species; ++z) {
-        for (int64_t o = 0; o < out; ++o) {
-          double sum = bias[static_cast<size_t>(o)];
-          for (int64_t k = 0; k < in; ++k) {
-            sum += static_cast<double>(centers[static_cast<size_t>(z * in + k)]) *
-                   weight[static_cast<size_t>(o * in + k)];
-          }
-          biases.push_back(static_cast<float>(sum));
-        }
-      }
-      arrays.add(name + ".centers", centers, {species, in});
-      arrays.add(name + ".bias", std::move(biases), {species, out});
-      arrays.add(name + ".weight", std::move(weight), {out, in});
       return;
     }
   }
-  arrays.add(name + ".bias", to_floats(bias), {out});
+  if (rounding.rounded) {
+    add_codes(arrays, source, name, parts, rounding.bits);
+    if (rounding.step != 0.0f) arrays.add(name + ".step", std::vector<float>{rounding.step}, {1});
+  }
+  if (rounding.centers.empty() || rounding.group == 0) {
+    arrays.add(name + ".bias", to_floats(bias), {out});
+  }
+  if (!rounding.centers.empty()) {
+    const auto species = static_cast<int64_t>(rounding.centers.size()) / in;
+    if (species * in != static_cast<int64_t>(rounding.centers.size())) {
+      unfit(name + " has odd centres");
+    }
+    arrays.add(name + ".centers", rounding.centers, {species, in});
+    std::vector<float> biases;
+    for (int64_t z = 0; z < species && rounding.group != 0; ++z) {
+      for (int64_t o = 0; o < out; ++o) {
+        double sum = bias[static_cast<size_t>(o)];
+        for (int64_t k = 0; k < in; ++k) {
+          sum += static_cast<double>(rounding.centers[static_cast<size_t>(z * in + k)]) *
+                 weight[static_cast<size_t>(o * in + k)];
+        }
+        biases.push_back(static_cast<float>(sum));
+      }
+    }
+    if (rounding.group != 0) arrays.add(name + ".bias", std::move(biases), {species, out});
+  }
   arrays.add(name + ".weight", std::move(weight), {out, in});
+}
+
+/// The learned steps of queries and keys, where there are any.
+void add_attention_steps(Arrays& arrays, const Source& source, const std::string& attention,
+                         const std::string& query, const std::string& key) {
+  const Quantization* q = source.quantization();
+  if (q == nullptr || q->attention_bits == 0 || !(q->scalars && q->learned)) return;
+  arrays.add(query, std::vector<float>{source.step(attention + ".query_input")}, {1});
+  arrays.add(key, std::vector<float>{source.step(attention + ".key_input")}, {1});
 }
 
 /// Coupling tensors of real harmonics, ∝ ∫ Y_m Y_n Y_k dΩ, with Σ_mn C_mnk² = 1; see
@@ -498,6 +610,8 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
       const std::string name = attend + ".attention.temperature";
       arrays.add(attend + ".temperature", source.floats(name), source.shape(name));
     }
+    add_attention_steps(arrays, source, attend + ".attention", attend + ".query_step",
+                        attend + ".key_step");
     const auto [filter, shape] = source.weight(attend + ".filter");
     if (shape.in != functions) unfit(attend + ".filter and basis.projection differ");
     if (splines > kMostValues / std::max<int64_t>(shape.out, 1)) unfit(attend + ".filter is too large");
@@ -520,13 +634,15 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
       auto [weight, sizes] = source.weight(name);
       arrays.add(name + ".weight", std::move(weight), {sizes.out, sizes.in});
       if (!source.rounds_inputs(name)) continue;
-      add_codes(arrays, source, name, {name}, kVectorBits);
       const Quantization* q = source.quantization();
-      if (q->vectors) {
-        arrays.add(name + ".vector",
-                   std::vector<int32_t>{(1 << q->magnitude_bits) - 1,
-                                        (1 << (q->direction_bits - 1)) - 1},
-                   {2});
+      const bool components = q->codec == static_cast<int>(VectorRounding::Codec::kComponents);
+      add_codes(arrays, source, name, {name}, components ? q->magnitude_bits : kVectorBits);
+      if (q->codec == 0) continue;
+      arrays.add(name + ".vector",
+                 std::vector<int32_t>{q->codec, q->magnitude_bits, q->direction_bits}, {3});
+      if (q->learned_vectors) {
+        const float step = source.step(name + ".input_quantizer.codec");
+        arrays.add(name + ".step", std::vector<float>{step}, {1});
       }
     }
     if (config.max_degree > 1 && layer < config.layers - 1) {
@@ -558,80 +674,63 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
   return arrays;
 }
 
-/// Matrices of one input side by side, as one; blocks [heads, out, in] become block-diagonal.
-void add_stacked(Arrays& arrays, const Source& source, const std::string& name,
-                 const std::vector<std::string>& parts, int64_t in) {
-  std::vector<float> weight;
-  for (const std::string& part : parts) {
-    const std::vector<int64_t>& axes = source.shape(part);
-    const std::vector<float> values = source.floats(part);
-    const bool blocks = axes.size() == 3;
-    if ((!blocks && axes.size() != 2) || axes.back() * (blocks ? axes[0] : 1) != in) {
-      unfit(part + " has another width than its input");
-    }
-    const int64_t heads = blocks ? axes[0] : 1, out = axes[axes.size() - 2], width = axes.back();
-    if (heads * out > kMostValues / in) unfit(part + " is too large");
-    for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t o = 0; o < out; ++o) {
-        weight.insert(weight.end(), static_cast<size_t>(h * width), 0.0f);
-        const auto row = values.begin() + (h * out + o) * width;
-        weight.insert(weight.end(), row, row + width);
-        weight.insert(weight.end(), static_cast<size_t>(in - (h + 1) * width), 0.0f);
-      }
-    }
-  }
-  const auto out = static_cast<int64_t>(weight.size()) / in;
-  arrays.add(name + ".weight", std::move(weight), {out, in});
+/// The largest code of queries and keys, 0 where they are not rounded.
+int attention_highest(const Quantization* q) {
+  return q == nullptr || q->attention_bits == 0 ? 0 : (1 << (q->attention_bits - 1)) - 1;
 }
 
 Arrays so3krates_arrays(const So3kratesConfig& config, const Source& source) {
   Arrays arrays;
   add_energy_and_embedding(arrays, source);
-  const auto copy = [&](const std::string& from, const std::string& to) {
-    arrays.add(to, source.floats(from), source.shape(from));
-  };
-  const auto copy_layer = [&](const std::string& from, const std::string& to) {
-    copy(from + ".weight", to + ".weight");
-    copy(from + ".bias", to + ".bias");
+  /// A layer whose inputs are not rounded.
+  const auto add_float = [&](const std::string& from, const std::string& to) {
+    auto [weight, sizes] = source.weight(from);
+    arrays.add(to + ".weight", std::move(weight), {sizes.out, sizes.in});
+    arrays.add(to + ".bias", source.floats(from + ".bias"), source.shape(from + ".bias"));
   };
   const std::string branches[2] = {"invariant", "equivariant"};
   for (int index = 0; index < config.layers; ++index) {
     const std::string layer = "layers." + std::to_string(index) + ".";
-    std::vector<std::string> atoms, hidden;
-    std::vector<float> hidden_bias;
+    std::vector<std::string> atoms, hidden, radial;
     for (int b = 0; b < 2; ++b) {
       const std::string filter = layer + branches[b] + "_filter.", at = std::to_string(b);
-      const std::string attention = layer + branches[b] + "_attention.";
-      for (const char* part : {"first", "second"}) {
-        copy_layer(filter + "radial." + part, layer + "radial." + at + "." + part);
+      const std::string attention = layer + branches[b] + "_attention";
+      const std::string own = layer + "radial." + at;
+      if (config.tabulated) {
+        add_float(filter + "radial.first", own + ".first");
+        add_float(filter + "radial.second", own + ".second");
+      } else {
+        radial.push_back(filter + "radial.first");
+        add_product(arrays, source, own + ".second", {filter + "radial.second"}, Inputs::kEdges);
       }
-      copy_layer(filter + "spherical.second", layer + "spherical." + at);
-      hidden.push_back(filter + "spherical.first.weight");
-      const std::vector<float> bias = source.floats(filter + "spherical.first.bias");
-      hidden_bias.insert(hidden_bias.end(), bias.begin(), bias.end());
-      atoms.push_back(attention + "query.weight");
-      atoms.push_back(attention + "key.weight");
-      if (config.robust) copy(attention + "temperature", layer + "temperature." + at);
+      add_product(arrays, source, layer + "spherical." + at, {filter + "spherical.second"},
+                  Inputs::kEdges);
+      hidden.push_back(filter + "spherical.first");
+      atoms.push_back(attention + ".query");
+      atoms.push_back(attention + ".key");
+      add_attention_steps(arrays, source, attention, layer + "query_step." + at,
+                          layer + "key_step." + at);
+      if (config.robust) {
+        const std::string temperature = attention + ".temperature";
+        arrays.add(layer + "temperature." + at, source.floats(temperature),
+                   source.shape(temperature));
+      }
     }
-    atoms.push_back(layer + "value.weight");
-    add_stacked(arrays, source, layer + "atoms", atoms, config.features);
-    add_stacked(arrays, source, layer + "spherical.first", hidden,
-                static_cast<int64_t>(config.degrees.size()));
-    const auto width = static_cast<int64_t>(hidden_bias.size());
-    arrays.add(layer + "spherical.first.bias", std::move(hidden_bias), {width});
-    copy_layer(layer + "interaction", layer + "interaction");
+    atoms.push_back(layer + "value");
+    add_product(arrays, source, layer + "atoms", atoms);
+    if (!config.tabulated) {
+      add_product(arrays, source, layer + "radial.first", radial, Inputs::kEdges);
+    }
+    add_product(arrays, source, layer + "spherical.first", hidden, Inputs::kEdges);
+    add_product(arrays, source, layer + "interaction", {layer + "interaction"});
   }
-  copy_layer("head.first", "head.first");
-  copy_layer("head.second", "head.second");
+  add_float("head.first", "head.first");
+  add_float("head.second", "head.second");
   return arrays;
 }
 
 std::unique_ptr<const Network> so3krates(const Json& network, int elements, const Quantization* q,
                                          const Container& container, const Kernels& kernels) {
-  if (q != nullptr) {
-    throw UnsupportedModel("the engine runs so3krates in float32 only, not the recipe " + q->name +
-                           ", yet");
-  }
   So3kratesConfig config{.elements = elements,
                          .layers = small(network.at("layers"), "layers"),
                          .heads = small(network.at("heads"), "heads"),
@@ -639,14 +738,24 @@ std::unique_ptr<const Network> so3krates(const Json& network, int elements, cons
                          .degrees = {},
                          .radial_basis = small(network.at("radial_basis"), "radial_basis"),
                          .cutoff = network.at("cutoff").number("cutoff"),
-                         .robust = network.at("robust_attention").boolean("robust_attention")};
+                         .robust = network.at("robust_attention").boolean("robust_attention"),
+                         .tabulated = true,
+                         .attention_highest = attention_highest(q)};
   for (const Json& degree : network.at("degrees").list("degrees")) {
     config.degrees.push_back(small(degree, "degrees"));
   }
   if (config.layers > 64 || config.features < 1 || config.degrees.empty()) {
     throw ModelFault("the network's sizes are not supported");
   }
-  const Arrays arrays = so3krates_arrays(config, Source(container, q));
+  const Source source(container, q);
+  for (int index = 0; index < config.layers; ++index) {
+    for (const char* branch : {"invariant", "equivariant"}) {
+      const std::string second = "layers." + std::to_string(index) + "." + branch +
+                                 "_filter.radial.second";
+      if (q != nullptr && q->scalars && source.rounds_inputs(second)) config.tabulated = false;
+    }
+  }
+  const Arrays arrays = so3krates_arrays(config, source);
   return std::make_unique<So3krates>(config, arrays.tensors, kernels);
 }
 
@@ -680,7 +789,7 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
   }
   const Json* axial = network.find("axial_messages");
   const std::vector<int> channels = channels_of(network.at("irreps").text("irreps"));
-  const bool rounded = q != nullptr && q->vectors;
+  const bool rounded = q != nullptr && q->codec != 0;
   const TransformerConfig config{
       .elements = static_cast<int>(model.elements.size()),
       .layers = small(network.at("layers"), "layers"),
@@ -695,8 +804,7 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
       .softmax = network.at("attention").text("attention") == "softmax",
       .axial = axial != nullptr && axial->boolean("axial_messages"),
       .robust = network.at("robust_attention").boolean("robust_attention"),
-      .attention_highest =
-          q == nullptr || q->attention_bits == 0 ? 0 : (1 << (q->attention_bits - 1)) - 1,
+      .attention_highest = attention_highest(q),
       .local_frames = rounded && q->local,
       .orient = !rounded || q->local};
   const Arrays arrays = arrays_of(config, Source(container, q));

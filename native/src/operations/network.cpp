@@ -3,7 +3,9 @@
 #include <algorithm>
 
 namespace equibit {
+namespace {
 
+/// Forces and virial of the laboratory from gradients with respect to the turned pairs r Q.
 void sum_forces(const PairList& list, const double* gradients, const double rotation[9],
                 const Outputs& outputs) {
   double virial[9] = {};
@@ -39,6 +41,23 @@ void sum_forces(const PairList& list, const double* gradients, const double rota
       outputs.virial[3 * a + b] = lab;
     }
   }
+}
+
+}  // namespace
+
+void finish(const PairList& pairs, const EdgeGeometry& geometry, int max_degree,
+            const double rotation[9], const EnergyReference& reference, const int32_t* species,
+            const float* energies, const float* edge_gradients, Workspace& workspace, Crew& crew,
+            const Outputs& outputs) {
+  for (int64_t i = 0; i < pairs.n_atoms; ++i) {
+    const auto z = static_cast<size_t>(species[i]);
+    outputs.atomic_energies[i] =
+        static_cast<double>(energies[i]) * reference.scale[z] + reference.shift[z];
+  }
+  if (edge_gradients == nullptr) return;
+  double* gradients = workspace.take<double>(3 * pairs.n_pairs);
+  vector_gradients(geometry, max_degree, edge_gradients, gradients, crew);
+  sum_forces(pairs, gradients, rotation, outputs);
 }
 
 }  // namespace equibit

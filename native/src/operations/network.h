@@ -42,8 +42,17 @@ class Network {
                        const Outputs& outputs) const = 0;
 };
 
-/// Forces and virial of the laboratory from gradients with respect to the turned pairs r Q.
-void sum_forces(const PairList& pairs, const double* gradients, const double rotation[9],
-                const Outputs& outputs);
+/// Of each element: E_i = s ε_i + μ in eV.
+struct EnergyReference {
+  std::vector<double> scale, shift;
+};
+
+/// The end of every evaluation: atomic energies from ε [n_atoms], and where asked for forces and
+/// virial of the laboratory from the gradients of the edges, [n_edges][edge_gradients(L)] (null where
+/// not), which are those of the turned pairs r Q.
+void finish(const PairList& pairs, const EdgeGeometry& geometry, int max_degree,
+            const double rotation[9], const EnergyReference& reference, const int32_t* species,
+            const float* energies, const float* edge_gradients, Workspace& workspace, Crew& crew,
+            const Outputs& outputs);
 
 }  // namespace equibit

@@ -25,10 +25,27 @@ std::vector<float> packed(const std::vector<float>& matrix, int rows, int column
   return result;
 }
 
-int single(const Tensors& tensors, const std::string& name, int lowest, int highest) {
-  const int value = tensors.integers(name, {1})[0];
+int checked(int value, const std::string& name, int lowest, int highest) {
   if (value < lowest || value > highest) throw ModelFault(name + " is out of range");
   return value;
+}
+
+VectorRounding vectors_of(const Tensors& tensors, const std::string& name) {
+  using Codec = VectorRounding::Codec;
+  VectorRounding result;
+  if (!tensors.has(name + ".vector")) return result;
+  const std::vector<int32_t> values = tensors.integers(name + ".vector", {3});
+  result.codec = static_cast<Codec>(checked(values[0], name + ".vector", 1, 3));
+  const int magnitude = checked(values[1], name + ".vector", 2, 16);
+  const int direction = checked(values[2], name + ".vector", 2, 16);
+  const bool components = result.codec == Codec::kComponents;
+  result.magnitude = (1 << (components ? magnitude - 1 : magnitude)) - 1;
+  result.direction = (1 << (direction - 1)) - 1;
+  if (result.codec == Codec::kCodebook) {
+    result.codewords = octant_codewords(checked(direction, name + ".vector", 5, 16));
+  }
+  result.step = learned_step(tensors, name + ".step");
+  return result;
 }
 
 /// Codes of a matrix [out][in] for inputs of up to 8, 16 or 24 bits. `group` inputs share one of the
@@ -58,12 +75,12 @@ PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int b
     for (int k = 0; k < in; ++k) heaviest = std::max(heaviest, std::abs(code_at(o, k)));
   }
   if (!wide && heaviest <= kernels.codes8_limit) {
-    result.layout = PackedCodes::Layout::kBytes;
+    result.layout = CodeLayout::kBytes;
   } else if (wide && tiles && split_fits(words, group_words)) {
-    result.layout = PackedCodes::Layout::kSplit;
+    result.layout = CodeLayout::kSplit;
     result.planes = bits > 16 ? 3 : 2;
   }
-  const int per_word = result.layout == PackedCodes::Layout::kPairs ? 2 : 4;
+  const int per_word = result.layout == CodeLayout::kPairs ? 2 : 4;
   if (per_word == 2) {
     words = words_of(in, 2);
     group_words = words_of(group, 2);
@@ -74,7 +91,7 @@ PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int b
   result.codes.assign(static_cast<size_t>(panels) * words * panel, 0);
   result.steps.assign(static_cast<size_t>(panels) * result.groups * panel, 0.0f);
   result.offsets.assign(result.steps.size(), 0);
-  const bool shifted = result.layout == PackedCodes::Layout::kBytes;
+  const bool shifted = result.layout == CodeLayout::kBytes;
   for (int o = 0; o < out; ++o) {
     const size_t block = static_cast<size_t>(o / panel), lane = static_cast<size_t>(o % panel);
     for (int g = 0; g < result.groups; ++g) {
@@ -95,26 +112,47 @@ PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int b
 
 }  // namespace
 
+float learned_step(const Tensors& tensors, const std::string& name) {
+  if (!tensors.has(name)) return 0.0f;
+  const float step = tensors.floats(name, {1})[0];
+  if (!(step > 1e-30f && step < 1e30f)) throw ModelFault(name + " is out of range");
+  return step;
+}
+
 Product::Product(const Kernels& kernels, const Tensors& tensors, const std::string& name, int in,
                  int out, bool bias, int species)
     : kernels_(&kernels), in_(in), out_(out) {
-  if (tensors.has(name + ".codes")) read_codes(tensors, name);
+  if (tensors.has(name + ".parts")) {
+    const int parts = checked(tensors.integers(name + ".parts", {1})[0], name + ".parts", 1, 16);
+    int total = 0;
+    for (int part = 0; part < parts; ++part) {
+      const std::string own = name + "." + std::to_string(part);
+      const std::vector<int64_t>& shape = tensors.shape(own + ".weight");
+      const int64_t width = shape.empty() ? 0 : shape[0];
+      if (width < 1 || width > out - total) throw ModelFault(own + ".weight is too large");
+      total += static_cast<int>(width);
+      parts_.emplace_back(kernels, tensors, own, in, static_cast<int>(width), bias, species);
+    }
+    if (total != out) throw ModelFault(name + " lacks outputs");
+    return;
+  }
+  vectors_ = vectors_of(tensors, name);
+  if (tensors.has(name + ".codes")) {
+    read_codes(tensors, name);
+  } else if (tensors.has(name + ".bits")) {
+    const int bits = tensors.integers(name + ".bits", {2})[0];
+    if (bits != kVectorBits) decoded_ = (1 << (checked(bits, name + ".bits", 2, 16) - 1)) - 1;
+    step_ = learned_step(tensors, name + ".step");
+  }
   if (highest_ == 0 || reverse_.empty()) {
     const std::vector<float> weight = tensors.floats(name + ".weight", {out, in});
     if (highest_ == 0) forward_ = packed(weight, out, in, kernels.panel, false);
     backward_ = packed(weight, in, out, kernels.panel, true);
   }
-  if (tensors.has(name + ".vector")) {
-    const std::vector<int32_t> highest = tensors.integers(name + ".vector", {2});
-    if (highest[0] < 1 || highest[0] > 65535 || highest[1] < 1 || highest[1] > 32767) {
-      throw ModelFault(name + ".vector is out of range");
-    }
-    magnitude_ = highest[0];
-    direction_ = highest[1];
-  }
   if (tensors.has(name + ".centers")) {
     centers_ = tensors.floats(name + ".centers", {species, in});
-    bias_ = tensors.floats(name + ".bias", {species, out});
+    bias_ = decoded_ > 0 ? tensors.floats(name + ".bias", {out})
+                         : tensors.floats(name + ".bias", {species, out});
   } else if (bias) {
     bias_ = tensors.floats(name + ".bias", {out});
   }
@@ -122,9 +160,12 @@ Product::Product(const Kernels& kernels, const Tensors& tensors, const std::stri
 
 void Product::read_codes(const Tensors& tensors, const std::string& name) {
   const std::vector<int8_t> codes = tensors.codes(name + ".codes", {out_, in_});
-  const int bits = single(tensors, name + ".bits", 2, kVectorBits);
+  const std::vector<int32_t> widths = tensors.integers(name + ".bits", {2});
+  const int bits = checked(widths[0], name + ".bits", 2, kVectorBits);
   if (bits > 16 && bits < kVectorBits) throw ModelFault(name + ".bits is out of range");
-  const int group = single(tensors, name + ".group", 2, 1 << 16);
+  weight_bits_ = checked(widths[1], name + ".bits", 2, 8);
+  const int group = checked(tensors.integers(name + ".group", {1})[0], name + ".group", 2, 1 << 16);
+  if (vectors_.codec == VectorRounding::Codec::kNone) step_ = learned_step(tensors, name + ".step");
   const int stored = group >= in_ ? 1 : (in_ + group - 1) / group;
   if (stored > 1 && group % 4 != 0) {
     throw ModelFault(name + ": input channels that share a step must be a multiple of four");
@@ -138,7 +179,7 @@ void Product::read_codes(const Tensors& tensors, const std::string& name) {
   };
   const auto step_at = [&](int o, int g) { return steps[static_cast<size_t>(o) * stored + g]; };
   codes_ = pack_codes(*kernels_, out_, in_, group, bits, code_at, step_at);
-  if (bits <= 16 || codes_.layout == PackedCodes::Layout::kSplit) {
+  if (bits <= 16 || codes_.layout == CodeLayout::kSplit) {
     // Of 24 bits a few codes stay unused, since the largest is not exact in float32.
     highest_ = bits == kVectorBits ? (1 << (bits - 1)) - 256 : (1 << (bits - 1)) - 1;
   }
@@ -156,18 +197,28 @@ void Product::read_codes(const Tensors& tensors, const std::string& name) {
 }
 
 std::string Product::forward_arithmetic() const {
+  if (!parts_.empty()) return parts_[0].forward_arithmetic();
+  if (decoded_ > 0) return "float32 of rounded inputs and weights";
   if (highest_ == 0) return "float32";
   const std::string bits = highest_ <= 127 ? "8" : (highest_ <= kHighest16 ? "16" : "24");
-  return "integer: " + bits + "-bit inputs, 8-bit weights";
+  return "integer: " + bits + "-bit inputs, " + std::to_string(weight_bits_) + "-bit weights";
 }
 
 std::string Product::reverse_arithmetic() const {
-  return reverse_.empty() ? "float32" : "integer: 16-bit gradients, 8-bit weights";
+  if (!parts_.empty()) return parts_[0].reverse_arithmetic();
+  if (reverse_.empty()) return "float32";
+  return "integer: 16-bit gradients, " + std::to_string(weight_bits_) + "-bit weights";
 }
 
-void Product::run(const PackedCodes& codes, const CodeRows& wanted, const float* bias,
-                  const int32_t* bias_index, float* y, int64_t ldy, bool add,
-                  Workspace& workspace) const {
+int64_t Product::clips() const {
+  int64_t bytes = step_ > 0.0f ? in_ : 0;
+  for (const Product& part : parts_) bytes += part.clips();
+  return bytes;
+}
+
+void Product::run(const PackedCodes& codes, const CodeRows& wanted, const float* steps,
+                  uint8_t* clips, const float* bias, const int32_t* bias_index, float* y,
+                  int64_t ldy, bool add, Workspace& workspace) const {
   CodeRows rows = wanted;
   rows.words = codes.words;
   rows.codes = workspace.take<int32_t>((rows.rows + 15) / 16 * 16 * codes.words * codes.planes);
@@ -188,60 +239,115 @@ void Product::run(const PackedCodes& codes, const CodeRows& wanted, const float*
                                .y = y,
                                .ldy = ldy,
                                .add = add};
+  const bool given = steps != nullptr;
+  if (given) {
+    std::copy(steps, steps + rows.rows, rows.scales);
+    round_to_steps(rows, codes.layout, codes.planes, clips, this->clips());
+  }
   switch (codes.layout) {
-    case PackedCodes::Layout::kBytes:
-      kernels_->round_rows8(rows);
+    case CodeLayout::kBytes:
+      if (!given) kernels_->round_rows8(rows);
       kernels_->gemm_codes8(product);
       break;
-    case PackedCodes::Layout::kPairs:
-      kernels_->round_rows16(rows);
+    case CodeLayout::kPairs:
+      if (!given) kernels_->round_rows16(rows);
       kernels_->gemm_codes16(product);
       break;
-    case PackedCodes::Layout::kSplit:
-      kernels_->round_split(rows);
+    case CodeLayout::kSplit:
+      if (!given) kernels_->round_split(rows);
       kernels_->gemm_split(product);
       break;
   }
 }
 
 void Product::forward(int64_t rows, const int32_t* species, const float* x, int64_t ldx, float* y,
-                      int64_t ldy, bool add, Workspace& workspace) const {
-  const float* bias = bias_.empty() ? nullptr : bias_.data();
-  if (highest_ == 0) {
-    kernels_->gemm(rows, in_, out_, x, ldx, forward_.data(), bias, y, ldy, add);
+                      int64_t ldy, bool add, Workspace& workspace, uint8_t* clips) const {
+  if (!parts_.empty()) {
+    // Noted row by row within each part, so parts follow each other.
+    for (const Product& part : parts_) {
+      part.forward(rows, species, x, ldx, y, ldy, add, workspace, clips);
+      y += part.out_;
+      if (clips != nullptr) clips += rows * part.clips();
+    }
     return;
   }
+  float* steps = nullptr;
+  if (step_ > 0.0f) {
+    steps = workspace.take<float>(rows);
+    std::fill(steps, steps + rows, step_);
+  }
+  forward_rows(rows, species, x, ldx, steps, y, ldy, add, workspace, clips);
+}
+
+void Product::forward_rows(int64_t rows, const int32_t* species, const float* x, int64_t ldx,
+                           const float* steps, float* y, int64_t ldy, bool add,
+                           Workspace& workspace, uint8_t* clips) const {
+  const float* bias = bias_.empty() ? nullptr : bias_.data();
   const bool centered = !centers_.empty();
-  const CodeRows wanted = {.rows = rows,
+  CodeRows wanted = {.rows = rows,
                            .n = in_,
                            .x = x,
                            .ldx = ldx,
                            .centers = centered ? centers_.data() : nullptr,
                            .species = species,
                            .factors = nullptr,
-                           .highest = highest_,
+                           .highest = decoded_ > 0 ? decoded_ : highest_,
                            .codes = nullptr,
                            .words = 0,
                            .scales = nullptr};
-  run(codes_, wanted, bias, centered ? species : nullptr, y, ldy, add, workspace);
+  if (decoded_ > 0) {
+    float* decoded = workspace.take<float>(rows * in_);
+    wanted.scales = workspace.take<float>(rows);
+    if (steps != nullptr) {
+      std::copy(steps, steps + rows, wanted.scales);
+    } else {
+      row_steps(wanted);
+    }
+    round_to_values(wanted, clips, clips != nullptr ? this->clips() : 0, decoded);
+    x = decoded;
+    ldx = in_;
+  }
+  if (highest_ == 0) {
+    kernels_->gemm(rows, in_, out_, x, ldx, forward_.data(), bias, y, ldy, add);
+    return;
+  }
+  run(codes_, wanted, steps, clips, bias, centered ? species : nullptr, y, ldy, add, workspace);
 }
 
 void Product::forward_vectors(int64_t atoms, int components, const float* x, float* y,
                               Workspace& workspace) const {
   const int64_t rows = atoms * components;
-  if (magnitude_ > 0) {
+  float* steps = nullptr;
+  if (vectors_.codec == VectorRounding::Codec::kComponents) {
+    steps = workspace.take<float>(rows);
+    component_steps(vectors_, atoms, components, in_, x, steps);
+  } else if (vectors_.codec != VectorRounding::Codec::kNone) {
     float* rounded = workspace.take<float>(rows * in_);
-    kernels_->round_vectors(atoms, components, in_, x, magnitude_, direction_, rounded);
+    round_vectors(*kernels_, vectors_, atoms, components, in_, x, rounded);
     x = rounded;
   }
-  forward(rows, nullptr, x, in_, y, out_, false, workspace);
+  forward_rows(rows, nullptr, x, in_, steps, y, out_, false, workspace, nullptr);
 }
 
 void Product::backward(int64_t rows, const float* dy, int64_t ldy, float* dx, int64_t ldx,
-                       bool add, Workspace& workspace) const {
+                       bool add, Workspace& workspace, const uint8_t* clips) const {
+  if (!parts_.empty()) {
+    for (const Product& part : parts_) {
+      part.backward(rows, dy, ldy, dx, ldx, add, workspace, clips);
+      add = true;
+      dy += part.out_;
+      if (clips != nullptr) clips += rows * part.clips();
+    }
+    return;
+  }
+  if (step_ > 0.0f && clips != nullptr && add) {
+    float* own = workspace.take<float>(rows * in_);
+    backward(rows, dy, ldy, own, in_, false, workspace, clips);
+    for (int64_t r = 0; r < rows; ++r) kernels_->add(in_, own + r * in_, dx + r * ldx);
+    return;
+  }
   if (reverse_.empty()) {
     kernels_->gemm(rows, out_, in_, dy, ldy, backward_.data(), nullptr, dx, ldx, add);
-    return;
   }
   int64_t column = 0;
   for (size_t g = 0; g < reverse_.size(); ++g) {
@@ -256,16 +362,22 @@ void Product::backward(int64_t rows, const float* dy, int64_t ldy, float* dx, in
                              .codes = nullptr,
                              .words = 0,
                              .scales = nullptr};
-    run(reverse_[g], wanted, nullptr, nullptr, dx + column, ldx, add, workspace);
+    run(reverse_[g], wanted, nullptr, nullptr, nullptr, nullptr, dx + column, ldx, add, workspace);
     column += reverse_[g].out;
   }
+  if (step_ > 0.0f && clips != nullptr) drop_clipped(rows, in_, clips, in_, dx, ldx);
 }
 
 void Product::backward_vectors(int64_t atoms, int components, const float* x, const float* dy,
                                float* dx, Workspace& workspace) const {
-  backward(atoms * components, dy, out_, dx, in_, false, workspace);
-  if (magnitude_ > 0) {
-    kernels_->round_vectors_backward(atoms, components, in_, x, magnitude_, direction_, dx);
+  const int64_t rows = atoms * components;
+  backward(rows, dy, out_, dx, in_, false, workspace);
+  if (vectors_.codec == VectorRounding::Codec::kComponents) {
+    if (vectors_.step > 0.0f) {
+      drop_beyond(rows, in_, x, vectors_.step, vectors_.magnitude, dx, in_);
+    }
+  } else if (vectors_.codec != VectorRounding::Codec::kNone) {
+    round_vectors_backward(*kernels_, vectors_, atoms, components, in_, x, dx);
   }
 }
 

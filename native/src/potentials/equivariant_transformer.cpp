@@ -27,6 +27,8 @@ struct EquivariantTransformer::State {
   float* product[kMaxDegree + 1];  // P, or null
   float* updated[kMaxDegree + 1];  // vectors after the layer
   float *before, *gates;           // of SiLU; output of the update network
+  // What learned steps clipped of the inputs of products.
+  uint8_t *qkv_clips, *output_clips, *hidden_clips, *update_clips;
 };
 
 /// One evaluation. Stages take ranges of atoms, and only `attend` and its reverse look at others.
@@ -49,6 +51,9 @@ class EquivariantTransformer::Evaluation {
     });
   }
   State allocate(size_t index);
+  static uint8_t* clips_from(int64_t row, const Product& product, uint8_t* clips) {
+    return clips != nullptr ? clips + row * product.clips() : nullptr;
+  }
   void store_filters(size_t index);
   void prepare(size_t index, int64_t begin, int64_t end, Workspace& local);
   void attend(size_t index, int64_t begin, int64_t end, Workspace& local);
@@ -93,8 +98,8 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
   if (!sane) throw ModelFault("the network's sizes are not supported");
 
   const int F = c.scalars, C = c.channels, L = c.max_degree, VW = F + L * C;
-  scale_ = tensors.doubles("energy_scale", {c.elements});
-  shift_ = tensors.doubles("energy_shift", {c.elements});
+  reference_ = {tensors.doubles("energy_scale", {c.elements}),
+                tensors.doubles("energy_shift", {c.elements})};
   embedding_ = tensors.floats("embedding", {c.elements, F});
   ones_.assign(static_cast<size_t>(c.heads), 1.0f);
 
@@ -146,6 +151,8 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
       const float factor = 1.0f / std::sqrt(static_cast<float>(F / c.heads));
       layer.query_factor.assign(static_cast<size_t>(c.heads), factor);
     }
+    layer.query_step = learned_step(tensors, attend + "query_step");
+    layer.key_step = learned_step(tensors, attend + "key_step");
     const int columns = table_columns(first);
     const auto table = tensors.floats(attend + "table", {c.splines, columns});
     const int64_t stride = table_stride(first);
@@ -248,14 +255,9 @@ void EquivariantTransformer::compute(PairList& list, const int32_t* species, Wor
   Evaluation evaluation(*this, geometry, species, frames, gradients, workspace, crew);
   float* energies = workspace.take<float>(n);
   evaluation.forward(energies);
-  for (int64_t i = 0; i < n; ++i) {
-    const auto z = static_cast<size_t>(species[i]);
-    outputs.atomic_energies[i] = static_cast<double>(energies[i]) * scale_[z] + shift_[z];
-  }
-  if (!gradients) return;
-  double* d_vectors = workspace.take<double>(3 * list.n_pairs);
-  vector_gradients(geometry, config_.max_degree, evaluation.backward(), d_vectors, crew);
-  sum_forces(list, d_vectors, rotation, outputs);
+  const float* edge_gradients = gradients ? evaluation.backward() : nullptr;
+  finish(list, geometry, config_.max_degree, rotation, reference_, species, energies,
+         edge_gradients, workspace, crew, outputs);
 }
 
 EquivariantTransformer::Evaluation::Evaluation(const EquivariantTransformer& network,
@@ -316,6 +318,14 @@ EquivariantTransformer::State EquivariantTransformer::Evaluation::allocate(size_
   s.update_inverse = take(1);
   s.before = take(c_.hidden);
   s.gates = take(VW);
+  const Layer& layer = network_.layers_[index];
+  const auto clips_of = [&](const Product& product) {
+    return product.clips() > 0 ? workspace_.take<uint8_t>(n_ * product.clips()) : nullptr;
+  };
+  s.qkv_clips = clips_of(layer.qkv);
+  s.output_clips = clips_of(layer.output);
+  s.hidden_clips = clips_of(layer.hidden);
+  s.update_clips = clips_of(layer.update);
   Attention& a = s.attention;
   a.heads = H;
   a.scalars = F;
@@ -387,23 +397,32 @@ void EquivariantTransformer::Evaluation::prepare(size_t index, int64_t begin, in
   k_.layer_norm(n, F, x_ + begin * F, layer.norm_gain.data(), layer.norm_bias.data(),
                 s.normal + begin * F, s.inverse + begin, h, F);
   float* qkv = s.qkv + begin * qkv_width_;
-  layer.qkv.forward(n, species_ + begin, h, F, qkv, qkv_width_, false, local);
-  k_.heads(n, H, F / H, qkv, qkv_width_, c_.robust, c_.attention_highest,
-           layer.query_factor.data(), s.query + begin * F, s.query_inverse + begin * H,
-           s.scaled_query + begin * F);
-  k_.heads(n, H, F / H, qkv + F, qkv_width_, c_.robust, c_.attention_highest,
-           network_.ones_.data(), s.key + begin * F, s.key_inverse + begin * H,
-           s.rounded_key + begin * F);
+  layer.qkv.forward(n, species_ + begin, h, F, qkv, qkv_width_, false, local,
+                    clips_from(begin, layer.qkv, s.qkv_clips));
+  const auto round = [&](const float* x, float step, const float* factor, float* normal,
+                         float* inverse, float* scaled) {
+    k_.heads(n, H, F / H, x, qkv_width_, c_.robust, step > 0.0f ? 0 : c_.attention_highest, factor,
+             normal + begin * F, inverse + begin * H, scaled + begin * F);
+    if (step > 0.0f) {
+      round_heads(n, H, F / H, normal + begin * F, step, c_.attention_highest, factor,
+                  scaled + begin * F);
+    }
+  };
+  round(qkv, layer.query_step, layer.query_factor.data(), s.query, s.query_inverse,
+        s.scaled_query);
+  round(qkv + F, layer.key_step, network_.ones_.data(), s.key, s.key_inverse, s.rounded_key);
 }
 
 void EquivariantTransformer::Evaluation::attend(size_t index, int64_t begin, int64_t end,
                                                 Workspace& local) {
-  const Attention& a = states_[index].attention;
+  const State& s = states_[index];
+  const Attention& a = s.attention;
   const Edges& edges = geometry_.edges;
   k_.attention(edges, a, begin, end, local.take<float>(edge_scratch(edges.most, a.stride, H)));
-  network_.layers_[index].output.forward(end - begin, species_ + begin,
-                                         a.invariants + begin * a.invariant_ld, a.invariant_ld,
-                                         x_ + begin * F, F, true, local);
+  const Product& output = network_.layers_[index].output;
+  output.forward(end - begin, species_ + begin, a.invariants + begin * a.invariant_ld,
+                 a.invariant_ld, x_ + begin * F, F, true, local,
+                 clips_from(begin, output, s.output_clips));
 }
 
 void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int64_t end,
@@ -429,14 +448,17 @@ void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int
     k_.vector_dot(n, m, C, s.mixed[l] + 2 * at, factor, inputs + F + (l - 1) * C, VW);
   }
   float* before = s.before + begin * c_.hidden;
-  layer.hidden.forward(n, species_ + begin, inputs, VW, before, c_.hidden, false, local);
+  layer.hidden.forward(n, species_ + begin, inputs, VW, before, c_.hidden, false, local,
+                       clips_from(begin, layer.hidden, s.hidden_clips));
   k_.silu(n * c_.hidden, before, hidden);
+  uint8_t* update_clips = clips_from(begin, layer.update, s.update_clips);
   if (index + 1 == network_.layers_.size()) {
-    layer.update.forward(n, species_ + begin, hidden, c_.hidden, x, F, true, local);
+    layer.update.forward(n, species_ + begin, hidden, c_.hidden, x, F, true, local, update_clips);
     return;
   }
   float* gates = s.gates + begin * VW;
-  layer.update.forward(n, species_ + begin, hidden, c_.hidden, gates, VW, false, local);
+  layer.update.forward(n, species_ + begin, hidden, c_.hidden, gates, VW, false, local,
+                       update_clips);
   for (int64_t i = 0; i < n; ++i) k_.add(F, gates + i * VW, x + i * F);
   const auto row = [&](int l) { return begin * (2 * l + 1) * C; };
   if (!network_.couplings_.empty()) {
@@ -537,7 +559,7 @@ void EquivariantTransformer::Evaluation::head_backward(int64_t begin, int64_t en
   const int64_t n = end - begin;
   float* seed = local.take<float>(n);
   for (int64_t i = 0; i < n; ++i) {
-    seed[i] = static_cast<float>(network_.scale_[static_cast<size_t>(species_[begin + i])]);
+    seed[i] = static_cast<float>(network_.reference_.scale[static_cast<size_t>(species_[begin + i])]);
   }
   float* dh = local.take<float>(n * F);
   float* d_normed = local.take<float>(n * F);
@@ -566,8 +588,9 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
     d_local[l] = local.take<float>(size(l));
     if (!network_.couplings_.empty()) d_product[l] = local.take<float>(size(l));
   }
+  const uint8_t* update_clips = clips_from(begin, layer.update, s.update_clips);
   if (last) {
-    layer.update.backward(n, dx, F, d_hidden, c_.hidden, false, local);
+    layer.update.backward(n, dx, F, d_hidden, c_.hidden, false, local, update_clips);
     for (int l = 1; l <= L; ++l) std::fill(d_mixed[l], d_mixed[l] + 2 * size(l), 0.0f);
   } else {
     float* d_gates = local.take<float>(n * VW);
@@ -590,10 +613,11 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
                          s.mixed[coupling.l2] + 2 * row(coupling.l2), d_product[coupling.l3],
                          d_mixed[coupling.l1], d_mixed[coupling.l2]);
     }
-    layer.update.backward(n, d_gates, VW, d_hidden, c_.hidden, false, local);
+    layer.update.backward(n, d_gates, VW, d_hidden, c_.hidden, false, local, update_clips);
   }
   k_.silu_backward(n * c_.hidden, s.before + begin * c_.hidden, d_hidden);
-  layer.hidden.backward(n, d_hidden, c_.hidden, d_inputs, VW, false, local);
+  layer.hidden.backward(n, d_hidden, c_.hidden, d_inputs, VW, false, local,
+                        clips_from(begin, layer.hidden, s.hidden_clips));
   for (int l = 1; l <= L; ++l) {
     const int m = 2 * l + 1;
     const float factor = 1.0f / std::sqrt(static_cast<float>(m));
@@ -613,7 +637,7 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
                          s.update_normal + begin * F, s.update_inverse + begin, dx);
   const Attention& a = s.attention;
   layer.output.backward(n, dx, F, d_invariants_ + begin * a.invariant_ld, a.invariant_ld, false,
-                        local);
+                        local, clips_from(begin, layer.output, s.output_clips));
   if (c_.softmax) k_.attention_sums_backward(a, attention_gradient(), begin, end);
 }
 
@@ -623,12 +647,19 @@ void EquivariantTransformer::Evaluation::prepare_backward(size_t index, int64_t 
   const State& s = states_[index];
   const int64_t n = end - begin;
   float* d_qkv = d_qkv_ + begin * qkv_width_;
-  k_.heads_backward(n, H, F / H, c_.robust, layer.query_factor.data(), s.query + begin * F,
-                    s.query_inverse + begin * H, d_qkv, qkv_width_);
-  k_.heads_backward(n, H, F / H, c_.robust, network_.ones_.data(), s.key + begin * F,
-                    s.key_inverse + begin * H, d_qkv + F, qkv_width_);
+  const auto unround = [&](float* d, float step, const float* factor, const float* normal,
+                           const float* inverse) {
+    if (step > 0.0f) {
+      drop_beyond(n, F, normal + begin * F, step, c_.attention_highest, d, qkv_width_);
+    }
+    k_.heads_backward(n, H, F / H, c_.robust, factor, normal + begin * F, inverse + begin * H, d,
+                      qkv_width_);
+  };
+  unround(d_qkv, layer.query_step, layer.query_factor.data(), s.query, s.query_inverse);
+  unround(d_qkv + F, layer.key_step, network_.ones_.data(), s.key, s.key_inverse);
   float* dh = local.take<float>(n * F);
-  layer.qkv.backward(n, d_qkv, qkv_width_, dh, F, false, local);
+  layer.qkv.backward(n, d_qkv, qkv_width_, dh, F, false, local,
+                     clips_from(begin, layer.qkv, s.qkv_clips));
   k_.layer_norm_backward(n, F, dh, F, layer.norm_gain.data(), s.normal + begin * F,
                          s.inverse + begin, dx_ + begin * F);
 }

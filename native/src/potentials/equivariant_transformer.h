@@ -48,6 +48,7 @@ class EquivariantTransformer final : public Network {
  private:
   struct Layer {
     std::vector<float> norm_gain, norm_bias, query_factor, table;
+    float query_step, key_step;  // that were learned, or 0
     Product qkv, output;
     std::vector<float> update_gain, update_bias;
     std::vector<Product> mix;  // by degree
@@ -68,7 +69,7 @@ class EquivariantTransformer final : public Network {
 
   TransformerConfig config_;
   const Kernels* kernels_;
-  std::vector<double> scale_, shift_;
+  EnergyReference reference_;
   std::vector<float> embedding_;
   std::vector<Layer> layers_;
   std::vector<SparseCoupling> couplings_;

@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kBlock = 32;   // atoms that one thread takes at a time
 constexpr int64_t kPairs = 128;  // pairs likewise
 constexpr int kSplines = 515;    // of the tabulated radial networks
+constexpr int kMostBasis = 256;
 
 /// Coefficients of the cubic B-spline with the given values at its knots and slopes at its ends,
 /// for one column. Shape: values [kSplines − 2] → coefficients [kSplines].
@@ -37,15 +38,17 @@ void spline_coefficients(const std::vector<double>& values, double first_slope, 
   coefficients[m + 1] = coefficients[m - 1] + 2.0 * spacing * last_slope;
 }
 
-double silu(double x) { return x / (1.0 + std::exp(-x)); }
-
 }  // namespace
 
 struct So3krates::Layer {
-  std::vector<float> table;                // [splines][stride] both radial filters
+  // Both radial filters and their slopes in 1 − e^{−d}, each [splines][stride]; slopes have a table of
+  // their own, since differences of float32 coefficients would leave them but five digits.
+  std::vector<float> table, slope_table;
+  Product radial_first, radial[2];         // where there are no tables; hidden layers side by side
   Product spherical_first, spherical[2];   // of both filters: hidden layers side by side
   Product atoms;                           // q, k of both branches and v, side by side
   std::vector<float> query_factor[2];      // per head
+  float query_step[2], key_step[2];        // that were learned, or 0
   Product interaction;
 };
 
@@ -58,6 +61,9 @@ struct So3krates::State {
   float *filters, *slopes;          // [n_pairs][stride]
   float *z[2], *alpha[2];           // [n_edges][heads]
   float* mixed;                     // [n][F + |D|] a, b
+  float* radial_before;             // [n_pairs][2F] of SiLU, where there are no tables
+  // What learned steps clipped of the inputs of products.
+  uint8_t *atoms_clips, *mixed_clips, *first_clips, *radial_clips[2], *spherical_clips[2];
 };
 
 So3krates::~So3krates() = default;
@@ -73,8 +79,9 @@ So3krates::So3krates(const So3kratesConfig& config, const Tensors& tensors, cons
   bool sane = c.elements >= 1 && c.elements <= 118 && c.layers >= 1 && c.layers <= 64 &&
               c.heads >= 1 && c.heads <= kMaxHeads && c.features >= 4 && c.features <= 4096 &&
               c.features % c.heads == 0 && n_degrees >= 1 && n_degrees <= kMaxDegree &&
-              c.features % n_degrees == 0 && c.radial_basis >= 2 && c.radial_basis <= 256 &&
-              c.cutoff > 0 && c.cutoff < 1000;
+              c.features % n_degrees == 0 && c.radial_basis >= 2 && c.radial_basis <= kMostBasis &&
+              c.cutoff > 0 && c.cutoff < 1000 && c.attention_highest >= 0 &&
+              c.attention_highest <= 32767;
   components_ = 0;
   for (int k = 0; k < n_degrees && sane; ++k) {
     const int degree = c.degrees[static_cast<size_t>(k)];
@@ -86,14 +93,23 @@ So3krates::So3krates(const So3kratesConfig& config, const Tensors& tensors, cons
   degrees_ = n_degrees;
   const int F = c.features, hidden = F / 4, joint = F + degrees_;
   stride_ = (2 * F + 15) / 16 * 16;
-  scale_ = tensors.doubles("energy_scale", {c.elements});
-  shift_ = tensors.doubles("energy_shift", {c.elements});
+  reference_ = {tensors.doubles("energy_scale", {c.elements}),
+                tensors.doubles("energy_shift", {c.elements})};
   embedding_ = tensors.floats("embedding", {c.elements, F});
   ones_.assign(static_cast<size_t>(kMaxHeads), 1.0f);
   for (int index = 0; index < c.layers; ++index) {
     const std::string name = "layers." + std::to_string(index) + ".";
     Layer layer;
-    layer.table = radial_table(tensors, name);
+    if (c.tabulated) {
+      tabulate(tensors, name, layer);
+    } else {
+      layer.radial_first = Product(kernels, tensors, name + "radial.first", c.radial_basis, 2 * F,
+                                   true, c.elements);
+      for (int branch = 0; branch < 2; ++branch) {
+        const std::string second = name + "radial." + std::to_string(branch) + ".second";
+        layer.radial[branch] = Product(kernels, tensors, second, F, F, true, c.elements);
+      }
+    }
     layer.spherical_first = Product(kernels, tensors, name + "spherical.first", degrees_,
                                     2 * hidden, true, c.elements);
     layer.spherical[0] =
@@ -103,9 +119,11 @@ So3krates::So3krates(const So3kratesConfig& config, const Tensors& tensors, cons
     layer.atoms = Product(kernels, tensors, name + "atoms", F, 5 * F, false, c.elements);
     for (int branch = 0; branch < 2; ++branch) {
       const int heads = branch == 0 ? c.heads : degrees_;
+      const std::string at = "." + std::to_string(branch);
+      layer.query_step[branch] = learned_step(tensors, name + "query_step" + at);
+      layer.key_step[branch] = learned_step(tensors, name + "key_step" + at);
       if (c.robust) {
-        layer.query_factor[branch] =
-            tensors.floats(name + "temperature." + std::to_string(branch), {heads});
+        layer.query_factor[branch] = tensors.floats(name + "temperature" + at, {heads});
       } else {
         const float factor = 1.0f / std::sqrt(static_cast<float>(F / heads));
         layer.query_factor[branch].assign(static_cast<size_t>(heads), factor);
@@ -119,64 +137,79 @@ So3krates::So3krates(const So3kratesConfig& config, const Tensors& tensors, cons
   head_second_ = Product(kernels, tensors, "head.second", F, 1, true, c.elements);
 }
 
-std::vector<float> So3krates::radial_table(const Tensors& tensors, const std::string& layer) const {
-  const auto& c = config_;
-  const int K = c.radial_basis, F = c.features;
-  const double lowest = std::exp(-c.cutoff), spread = 1.0 - lowest;
-  const double width = std::pow(2.0 / K * spread, -2.0), spacing = grid().spacing();
-  std::vector<float> table(static_cast<size_t>(kSplines * stride_), 0.0f);
+void So3krates::radial_basis(double decay, double* values, double* slopes) const {
+  const int K = config_.radial_basis;
+  const double lowest = std::exp(-config_.cutoff), spread = 1.0 - lowest;
+  const double width = std::pow(2.0 / K * spread, -2.0);
+  for (int k = 0; k < K; ++k) {
+    const double offset = decay - (lowest + spread * k / (K - 1));
+    values[k] = std::exp(-width * offset * offset);
+    slopes[k] = -2.0 * width * offset * values[k];
+  }
+}
+
+void So3krates::tabulate(const Tensors& tensors, const std::string& name, Layer& layer) const {
+  const int K = config_.radial_basis, F = config_.features;
+  const double spacing = grid().spacing();
+  layer.table.assign(static_cast<size_t>(kSplines * stride_), 0.0f);
+  layer.slope_table = layer.table;
   for (int branch = 0; branch < 2; ++branch) {
-    const std::string name = layer + "radial." + std::to_string(branch) + ".";
-    const auto w1 = tensors.floats(name + "first.weight", {F, K});
-    const auto b1 = tensors.floats(name + "first.bias", {F});
-    const auto w2 = tensors.floats(name + "second.weight", {F, F});
-    const auto b2 = tensors.floats(name + "second.bias", {F});
-    // Rows at the knots, and next to both ends for the slopes there.
-    const double step = 1e-5;
-    const auto filter_at = [&](double v) {
-      std::vector<double> basis(static_cast<size_t>(K)), hidden(static_cast<size_t>(F)),
-          out(b2.begin(), b2.end());
-      for (int k = 0; k < K; ++k) {
-        const double offset = (1.0 - v) - (lowest + spread * k / (K - 1));
-        basis[static_cast<size_t>(k)] = std::exp(-width * offset * offset);
-      }
+    const std::string own = name + "radial." + std::to_string(branch) + ".";
+    const auto w1 = tensors.floats(own + "first.weight", {F, K});
+    const auto b1 = tensors.floats(own + "first.bias", {F});
+    const auto w2 = tensors.floats(own + "second.weight", {F, F});
+    const auto b2 = tensors.floats(own + "second.bias", {F});
+    /// Filters at v = 1 − e^{−d}, then their slopes in v.
+    const auto filters_at = [&](double v) {
+      double basis[kMostBasis], slopes[kMostBasis];
+      radial_basis(1.0 - v, basis, slopes);
+      std::vector<double> rows(static_cast<size_t>(2 * F)), hidden(rows.size());
       for (int f = 0; f < F; ++f) {
-        double sum = b1[static_cast<size_t>(f)];
+        double sum = b1[static_cast<size_t>(f)], slope = 0.0;
         for (int k = 0; k < K; ++k) {
-          sum += static_cast<double>(w1[static_cast<size_t>(f * K + k)]) *
-                 basis[static_cast<size_t>(k)];
+          const double weight = w1[static_cast<size_t>(f * K + k)];
+          sum += weight * basis[k];
+          slope -= weight * slopes[k];
         }
-        hidden[static_cast<size_t>(f)] = silu(sum);
+        const double gate = 1.0 / (1.0 + std::exp(-sum));
+        hidden[static_cast<size_t>(f)] = sum * gate;
+        hidden[static_cast<size_t>(F + f)] = gate * (1.0 + sum * (1.0 - gate)) * slope;
       }
       for (int o = 0; o < F; ++o) {
+        double sum = b2[static_cast<size_t>(o)], slope = 0.0;
         for (int f = 0; f < F; ++f) {
-          out[static_cast<size_t>(o)] += static_cast<double>(w2[static_cast<size_t>(o * F + f)]) *
-                                         hidden[static_cast<size_t>(f)];
+          const double weight = w2[static_cast<size_t>(o * F + f)];
+          sum += weight * hidden[static_cast<size_t>(f)];
+          slope += weight * hidden[static_cast<size_t>(F + f)];
         }
+        rows[static_cast<size_t>(o)] = sum;
+        rows[static_cast<size_t>(F + o)] = slope;
       }
-      return out;
+      return rows;
     };
     std::vector<std::vector<double>> rows;
-    for (int k = 0; k < kSplines - 2; ++k) rows.push_back(filter_at(k * spacing));
-    const auto slope_at = [&](double v) {
-      const std::vector<double> up = filter_at(v + step), down = filter_at(v - step);
-      std::vector<double> slope(up.size());
-      for (size_t f = 0; f < up.size(); ++f) slope[f] = (up[f] - down[f]) / (2.0 * step);
-      return slope;
+    for (int k = 0; k < kSplines - 2; ++k) rows.push_back(filters_at(k * spacing));
+    // Slopes at both ends, of the slopes too, from rows right beside them.
+    const double step = 1e-5;
+    const auto change_at = [&](double v) {
+      std::vector<double> change = filters_at(v + step);
+      const std::vector<double> down = filters_at(v - step);
+      for (size_t f = 0; f < change.size(); ++f) change[f] = (change[f] - down[f]) / (2.0 * step);
+      return change;
     };
-    const std::vector<double> first = slope_at(0.0), last = slope_at(spread);
+    const std::vector<double> first = change_at(0.0), last = change_at((kSplines - 3) * spacing);
     std::vector<double> values(rows.size()), coefficients(static_cast<size_t>(kSplines));
-    for (int f = 0; f < F; ++f) {
-      const auto at = static_cast<size_t>(f);
+    for (int column = 0; column < 2 * F; ++column) {
+      const auto at = static_cast<size_t>(column);
       for (size_t k = 0; k < rows.size(); ++k) values[k] = rows[k][at];
       spline_coefficients(values, first[at], last[at], spacing, coefficients.data());
+      std::vector<float>& table = column < F ? layer.table : layer.slope_table;
       for (int k = 0; k < kSplines; ++k) {
-        table[static_cast<size_t>(k * stride_ + branch * F + f)] =
+        table[static_cast<size_t>(k * stride_ + branch * F + column % F)] =
             static_cast<float>(coefficients[static_cast<size_t>(k)]);
       }
     }
   }
-  return table;
 }
 
 /// One evaluation. Stages take ranges of atoms or of pairs; what they read of other atoms is
@@ -225,7 +258,13 @@ class So3krates::Evaluation {
     return static_cast<float>(std::sqrt((2 * degree + 1) / (4.0 * std::numbers::pi)));
   }
 
-  State allocate();
+  static uint8_t* clips_from(int64_t row, const Product& product, uint8_t* clips) {
+    return clips != nullptr ? clips + row * product.clips() : nullptr;
+  }
+  State allocate(const Layer& layer);
+  void radial_filters(size_t index, int64_t begin, int64_t end, Workspace& local);
+  void radial_gradients(size_t index, int64_t begin, int64_t end, const float* d_filters,
+                        Workspace& local);
   void prepare(size_t index, int64_t begin, int64_t end, Workspace& local);
   void filter(size_t index, int64_t begin, int64_t end, Workspace& local);
   void attend(size_t index, int64_t begin, int64_t end, Workspace& local);
@@ -278,7 +317,7 @@ So3krates::Evaluation::Evaluation(const So3krates& network, const EdgeGeometry& 
         return states;
       }()) {
   for (size_t index = 0; index < states_.size(); ++index) {
-    states_[index] = gradients_ || index == 0 ? allocate() : states_[0];
+    states_[index] = gradients_ || index == 0 ? allocate(network_.layers_[index]) : states_[0];
   }
   x_ = workspace_.take<float>(n_ * F);
   chi_ = workspace_.zeros<float>(n_ * M);
@@ -289,7 +328,7 @@ So3krates::Evaluation::Evaluation(const So3krates& network, const EdgeGeometry& 
   }
 }
 
-So3krates::State So3krates::Evaluation::allocate() {
+So3krates::State So3krates::Evaluation::allocate(const Layer& layer) {
   State s{};
   const int64_t pairs = edges_.n_pairs;
   s.x = workspace_.take<float>(n_ * F);
@@ -307,8 +346,20 @@ So3krates::State So3krates::Evaluation::allocate() {
   s.difference = workspace_.take<float>(pairs * M);
   s.before = workspace_.take<float>(pairs * hidden_);
   s.filters = workspace_.take<float>(pairs * network_.stride_);
-  s.slopes = gradients_ ? workspace_.take<float>(pairs * network_.stride_) : nullptr;
+  const bool slopes = gradients_ && c_.tabulated;
+  s.slopes = slopes ? workspace_.take<float>(pairs * network_.stride_) : nullptr;
+  s.radial_before = c_.tabulated ? nullptr : workspace_.take<float>(pairs * 2 * F);
   s.mixed = workspace_.take<float>(n_ * joint_);
+  const auto clips_of = [&](const Product& product, int64_t rows) {
+    return product.clips() > 0 ? workspace_.take<uint8_t>(rows * product.clips()) : nullptr;
+  };
+  s.atoms_clips = clips_of(layer.atoms, n_);
+  s.mixed_clips = clips_of(layer.interaction, n_);
+  s.first_clips = clips_of(layer.spherical_first, pairs);
+  for (int branch = 0; branch < 2; ++branch) {
+    s.radial_clips[branch] = clips_of(layer.radial[branch], pairs);
+    s.spherical_clips[branch] = clips_of(layer.spherical[branch], pairs);
+  }
   return s;
 }
 
@@ -335,16 +386,58 @@ void So3krates::Evaluation::prepare(size_t index, int64_t begin, int64_t end, Wo
   State& s = states_[index];
   const int64_t n = end - begin, ld = 5 * F;
   float* atoms = s.atoms + begin * ld;
-  layer.atoms.forward(n, species_ + begin, x_ + begin * F, F, atoms, ld, false, local);
+  layer.atoms.forward(n, species_ + begin, x_ + begin * F, F, atoms, ld, false, local,
+                      clips_from(begin, layer.atoms, s.atoms_clips));
   for (int branch = 0; branch < 2; ++branch) {
     const int h = heads(branch);
+    const auto round = [&](const float* x, float step, const float* factor, float* normal,
+                           float* inverse, float* scaled) {
+      k_.heads(n, h, F / h, x, ld, c_.robust, step > 0.0f ? 0 : c_.attention_highest, factor,
+               normal + begin * F, inverse + begin * h, scaled + begin * F);
+      if (step > 0.0f) {
+        round_heads(n, h, F / h, normal + begin * F, step, c_.attention_highest, factor,
+                    scaled + begin * F);
+      }
+    };
     const float* query = atoms + 2 * branch * F;
-    k_.heads(n, h, F / h, query, ld, c_.robust, 0, layer.query_factor[branch].data(),
-             s.query[branch] + begin * F, s.query_inverse[branch] + begin * h,
-             s.scaled[branch] + begin * F);
-    k_.heads(n, h, F / h, query + F, ld, c_.robust, 0, network_.ones_.data(),
-             s.key[branch] + begin * F, s.key_inverse[branch] + begin * h,
-             s.rounded[branch] + begin * F);
+    round(query, layer.query_step[branch], layer.query_factor[branch].data(), s.query[branch],
+          s.query_inverse[branch], s.scaled[branch]);
+    round(query + F, layer.key_step[branch], network_.ones_.data(), s.key[branch],
+          s.key_inverse[branch], s.rounded[branch]);
+  }
+}
+
+void So3krates::Evaluation::radial_filters(size_t index, int64_t begin, int64_t end,
+                                           Workspace& local) {
+  const Layer& layer = network_.layers_[index];
+  State& s = states_[index];
+  const int64_t n = end - begin, stride = network_.stride_;
+  float* filters = s.filters + begin * stride;
+  if (c_.tabulated) {
+    Attention table{};
+    table.table = layer.table.data();
+    table.stride = stride;
+    k_.filters(edges_, table, begin, end, filters, nullptr);
+    if (!gradients_) return;
+    table.table = layer.slope_table.data();
+    k_.filters(edges_, table, begin, end, s.slopes + begin * stride, nullptr);
+    return;
+  }
+  const int K = c_.radial_basis;
+  float* basis = local.take<float>(n * K);
+  double values[kMostBasis], slopes[kMostBasis];
+  for (int64_t p = begin; p < end; ++p) {
+    network_.radial_basis(std::exp(-geometry_.distances[p]), values, slopes);
+    std::copy(values, values + K, basis + (p - begin) * K);
+  }
+  float* before = s.radial_before + begin * 2 * F;
+  float* after = local.take<float>(n * 2 * F);
+  layer.radial_first.forward(n, nullptr, basis, K, before, 2 * F, false, local);
+  k_.silu(n * 2 * F, before, after);
+  for (int branch = 0; branch < 2; ++branch) {
+    const Product& second = layer.radial[branch];
+    second.forward(n, nullptr, after + branch * F, 2 * F, filters + branch * F, stride, false,
+                   local, clips_from(begin, second, s.radial_clips[branch]));
   }
 }
 
@@ -352,12 +445,7 @@ void So3krates::Evaluation::filter(size_t index, int64_t begin, int64_t end, Wor
   const Layer& layer = network_.layers_[index];
   State& s = states_[index];
   const int64_t n = end - begin, stride = network_.stride_;
-  Attention table{};
-  table.table = layer.table.data();
-  table.stride = stride;
-  float* filters = s.filters + begin * stride;
-  k_.filters(edges_, table, begin, end, filters,
-             gradients_ ? s.slopes + begin * stride : nullptr);
+  radial_filters(index, begin, end, local);
   float* inputs = local.take<float>(n * D);
   for (int64_t p = begin; p < end; ++p) {
     const int64_t there = geometry_.edge_of_pair[p];
@@ -368,11 +456,14 @@ void So3krates::Evaluation::filter(size_t index, int64_t begin, int64_t end, Wor
   }
   float* before = s.before + begin * hidden_;
   float* after = local.take<float>(n * hidden_);
-  layer.spherical_first.forward(n, nullptr, inputs, D, before, hidden_, false, local);
+  layer.spherical_first.forward(n, nullptr, inputs, D, before, hidden_, false, local,
+                                clips_from(begin, layer.spherical_first, s.first_clips));
   k_.silu(n * hidden_, before, after);
   for (int branch = 0; branch < 2; ++branch) {
-    layer.spherical[branch].forward(n, nullptr, after + branch * (hidden_ / 2), hidden_,
-                                    filters + branch * F, stride, true, local);
+    const Product& second = layer.spherical[branch];
+    second.forward(n, nullptr, after + branch * (hidden_ / 2), hidden_,
+                   s.filters + begin * stride + branch * F, stride, true, local,
+                   clips_from(begin, second, s.spherical_clips[branch]));
   }
 }
 
@@ -411,7 +502,8 @@ void So3krates::Evaluation::attend(size_t index, int64_t begin, int64_t end, Wor
   std::copy(x, x + n * F, s.x + begin * F);
   std::copy(chi_ + begin * M, chi_ + end * M, s.chi + begin * M);
   float* mixed = s.mixed + begin * joint_;
-  layer.interaction.forward(n, species_ + begin, inputs, joint_, mixed, joint_, false, local);
+  layer.interaction.forward(n, species_ + begin, inputs, joint_, mixed, joint_, false, local,
+                            clips_from(begin, layer.interaction, s.mixed_clips));
   for (int64_t i = begin; i < end; ++i) {
     const float* row = s.mixed + i * joint_;
     for (int f = 0; f < F; ++f) x_[i * F + f] += row[f];
@@ -456,7 +548,7 @@ void So3krates::Evaluation::head_backward(int64_t begin, int64_t end, Workspace&
   float* seed = local.take<float>(n);
   float* hidden = local.take<float>(n * F);
   for (int64_t i = 0; i < n; ++i) {
-    seed[i] = static_cast<float>(network_.scale_[static_cast<size_t>(species_[begin + i])]);
+    seed[i] = static_cast<float>(network_.reference_.scale[static_cast<size_t>(species_[begin + i])]);
   }
   network_.head_second_.backward(n, seed, 1, hidden, F, false, local);
   k_.silu_backward(n * F, before_ + begin * F, hidden);
@@ -481,7 +573,8 @@ void So3krates::Evaluation::interact_backward(size_t index, int64_t begin, int64
       row[F + k] = sum;
     });
   }
-  layer.interaction.backward(n, d_mixed, joint_, d_inputs, joint_, false, local);
+  layer.interaction.backward(n, d_mixed, joint_, d_inputs, joint_, false, local,
+                             clips_from(begin, layer.interaction, s.mixed_clips));
   for (int64_t i = begin; i < end; ++i) {
     const float* row = d_inputs + (i - begin) * joint_;
     k_.add(F, row, dx_ + i * F);
@@ -552,18 +645,15 @@ void So3krates::Evaluation::filter_backward(size_t index, int64_t begin, int64_t
     float* d_filter = d_filters + branch * F;
     k_.filter_gradients(edges_, products(s, branch), geometry_.edge_of_pair, d_z_[branch],
                         s.scaled[branch], s.rounded[branch], F, begin, end, d_filter, stride);
-    layer.spherical[branch].backward(n, d_filter, stride, d_hidden + branch * (hidden_ / 2),
-                                     hidden_, false, local);
+    const Product& second = layer.spherical[branch];
+    second.backward(n, d_filter, stride, d_hidden + branch * (hidden_ / 2), hidden_, false, local,
+                    clips_from(begin, second, s.spherical_clips[branch]));
   }
   k_.silu_backward(n * hidden_, s.before + begin * hidden_, d_hidden);
-  layer.spherical_first.backward(n, d_hidden, hidden_, d_norms, D, false, local);
-  const int64_t width = edge_gradients(c_.degrees.back());
+  layer.spherical_first.backward(n, d_hidden, hidden_, d_norms, D, false, local,
+                                 clips_from(begin, layer.spherical_first, s.first_clips));
+  radial_gradients(index, begin, end, d_filters, local);
   for (int64_t p = begin; p < end; ++p) {
-    const float* d_filter = d_filters + (p - begin) * stride;
-    const float* slope = s.slopes + p * stride;
-    float sum = 0.0f;
-    for (int f = 0; f < 2 * F; ++f) sum += d_filter[f] * slope[f];
-    edge_gradient_[geometry_.edge_of_pair[p] * width] += sum;
     each_degree([&](int k, int degree, int column) {
       const float twice = 2.0f * d_norms[(p - begin) * D + k] /
                           std::sqrt(static_cast<float>(2 * degree + 1));
@@ -575,6 +665,42 @@ void So3krates::Evaluation::filter_backward(size_t index, int64_t begin, int64_t
   }
 }
 
+/// Adds ∂E/∂d of pairs that their filters account for.
+void So3krates::Evaluation::radial_gradients(size_t index, int64_t begin, int64_t end,
+                                             const float* d_filters, Workspace& local) {
+  const Layer& layer = network_.layers_[index];
+  const State& s = states_[index];
+  const int64_t n = end - begin, stride = network_.stride_;
+  const int K = c_.radial_basis;
+  float *d_basis = nullptr, *d_hidden = nullptr;
+  if (!c_.tabulated) {
+    d_basis = local.take<float>(n * K);
+    d_hidden = local.take<float>(n * 2 * F);
+    for (int branch = 0; branch < 2; ++branch) {
+      const Product& second = layer.radial[branch];
+      second.backward(n, d_filters + branch * F, stride, d_hidden + branch * F, 2 * F, false, local,
+                      clips_from(begin, second, s.radial_clips[branch]));
+    }
+    k_.silu_backward(n * 2 * F, s.radial_before + begin * 2 * F, d_hidden);
+    layer.radial_first.backward(n, d_hidden, 2 * F, d_basis, K, false, local);
+  }
+  const int64_t width = edge_gradients(c_.degrees.back());
+  double values[kMostBasis], slopes[kMostBasis];
+  for (int64_t p = begin; p < end; ++p) {
+    const double decay = std::exp(-geometry_.distances[p]);
+    double sum = 0.0;  // ∂E/∂(1 − e^{−d})
+    if (c_.tabulated) {
+      const float* d_filter = d_filters + (p - begin) * stride;
+      const float* slope = s.slopes + p * stride;
+      for (int f = 0; f < 2 * F; ++f) sum += d_filter[f] * slope[f];
+    } else {
+      network_.radial_basis(decay, values, slopes);
+      for (int k = 0; k < K; ++k) sum -= d_basis[(p - begin) * K + k] * slopes[k];
+    }
+    edge_gradient_[geometry_.edge_of_pair[p] * width] += static_cast<float>(sum * decay);
+  }
+}
+
 void So3krates::Evaluation::prepare_backward(size_t index, int64_t begin, int64_t end,
                                              Workspace& local) {
   const Layer& layer = network_.layers_[index];
@@ -582,14 +708,22 @@ void So3krates::Evaluation::prepare_backward(size_t index, int64_t begin, int64_
   const int64_t n = end - begin, ld = 5 * F;
   for (int branch = 0; branch < 2; ++branch) {
     const int h = heads(branch);
+    const auto unround = [&](float* d, float step, const float* factor, const float* normal,
+                             const float* inverse) {
+      if (step > 0.0f) {
+        drop_beyond(n, F, normal + begin * F, step, c_.attention_highest, d, ld);
+      }
+      k_.heads_backward(n, h, F / h, c_.robust, factor, normal + begin * F, inverse + begin * h, d,
+                        ld);
+    };
     float* d_query = d_atoms_ + begin * ld + 2 * branch * F;
-    k_.heads_backward(n, h, F / h, c_.robust, layer.query_factor[branch].data(),
-                      s.query[branch] + begin * F, s.query_inverse[branch] + begin * h, d_query,
-                      ld);
-    k_.heads_backward(n, h, F / h, c_.robust, network_.ones_.data(), s.key[branch] + begin * F,
-                      s.key_inverse[branch] + begin * h, d_query + F, ld);
+    unround(d_query, layer.query_step[branch], layer.query_factor[branch].data(), s.query[branch],
+            s.query_inverse[branch]);
+    unround(d_query + F, layer.key_step[branch], network_.ones_.data(), s.key[branch],
+            s.key_inverse[branch]);
   }
-  layer.atoms.backward(n, d_atoms_ + begin * ld, ld, dx_ + begin * F, F, true, local);
+  layer.atoms.backward(n, d_atoms_ + begin * ld, ld, dx_ + begin * F, F, true, local,
+                       clips_from(begin, layer.atoms, s.atoms_clips));
   for (int64_t i = begin; i < end; ++i) {
     for (int64_t e = edges_.first[i]; e < edges_.first[i + 1]; ++e) {
       const int64_t p = edges_.pair[e];
@@ -600,7 +734,27 @@ void So3krates::Evaluation::prepare_backward(size_t index, int64_t begin, int64_
 }
 
 std::vector<Arithmetic> So3krates::arithmetic() const {
-  return {{"all", "float32", "float32"}};
+  std::vector<Arithmetic> rows;
+  const auto add = [&](const std::string& name, const Product& product) {
+    rows.push_back({name, product.forward_arithmetic(), product.reverse_arithmetic()});
+  };
+  for (size_t index = 0; index < layers_.size(); ++index) {
+    const Layer& layer = layers_[index];
+    const std::string at = "layers." + std::to_string(index) + ".";
+    add(at + "query, key, value", layer.atoms);
+    add(at + "interaction", layer.interaction);
+    if (config_.tabulated) {
+      rows.push_back({at + "radial", "float32 table", "float32 table"});
+    } else {
+      add(at + "radial.first", layer.radial_first);
+      add(at + "radial.second", layer.radial[0]);
+    }
+    add(at + "spherical.first", layer.spherical_first);
+    add(at + "spherical.second", layer.spherical[0]);
+  }
+  add("head.first", head_first_);
+  add("head.second", head_second_);
+  return rows;
 }
 
 void So3krates::compute(PairList& list, const int32_t* species, Workspace& workspace, Crew& crew,
@@ -615,14 +769,9 @@ void So3krates::compute(PairList& list, const int32_t* species, Workspace& works
   Evaluation evaluation(*this, geometry, species, gradients, workspace, crew);
   float* energies = workspace.take<float>(n);
   evaluation.forward(energies);
-  for (int64_t i = 0; i < n; ++i) {
-    const auto z = static_cast<size_t>(species[i]);
-    outputs.atomic_energies[i] = static_cast<double>(energies[i]) * scale_[z] + shift_[z];
-  }
-  if (!gradients) return;
-  double* d_vectors = workspace.take<double>(3 * list.n_pairs);
-  vector_gradients(geometry, max_degree, evaluation.backward(), d_vectors, crew);
-  sum_forces(list, d_vectors, rotation, outputs);
+  const float* edge_gradients = gradients ? evaluation.backward() : nullptr;
+  finish(list, geometry, max_degree, rotation, reference_, species, energies, edge_gradients,
+         workspace, crew, outputs);
 }
 
 }  // namespace equibit

@@ -1,4 +1,4 @@
-// `equibit.networks.so3krates` in float32, without torch: energies and an explicit reverse pass.
+// `equibit.networks.so3krates` without torch: energies and an explicit reverse pass.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +22,14 @@ struct So3kratesConfig {
   int radial_basis;          // K
   double cutoff;
   bool robust;
+  bool tabulated;         // the radial networks round nothing that depends on a distance
+  int attention_highest;  // code of queries and keys, 0 where they are not rounded
 };
 
 class So3krates final : public Network {
  public:
-  /// Throws ModelFault where the tensors do not fit the configuration. The radial networks are
-  /// tabulated here, to float32 round-off.
+  /// Throws ModelFault where the tensors do not fit the configuration. Radial networks are tabulated
+  /// here, to float32 round-off, unless rounded activations make them staircases.
   So3krates(const So3kratesConfig& config, const Tensors& tensors, const Kernels& kernels);
   ~So3krates() override;
 
@@ -44,14 +46,16 @@ class So3krates final : public Network {
   struct State;
   class Evaluation;
 
-  std::vector<float> radial_table(const Tensors& tensors, const std::string& layer) const;
+  void tabulate(const Tensors& tensors, const std::string& name, Layer& layer) const;
   RadialGrid grid() const;
+  /// exp(−β (e^{−d} − μ_k)²) of a distance, and −2β (e^{−d} − μ_k) · that, ∂/∂e^{−d}.
+  void radial_basis(double decay, double* values, double* slopes) const;
 
   So3kratesConfig config_;
   const Kernels* kernels_;
   int degrees_, components_;        // |D| and Σ(2ℓ+1)
   int64_t stride_;                  // of a row of the table, 2F padded
-  std::vector<double> scale_, shift_;
+  EnergyReference reference_;
   std::vector<float> embedding_, ones_;
   std::vector<Layer> layers_;
   Product head_first_, head_second_;
