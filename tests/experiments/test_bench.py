@@ -80,6 +80,10 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert rows[f"engine w8a8 {fastest}"]["forces"]["own_fp32_over_this"] > 0
     assert record["cost_against_atoms"][0]["atoms"] == 24
     assert 10 < record["peak_megabytes"]["water-192"]["engine fp32"] < 250
+    assert set(record["threads"]) == {"64 ethanol molecules"}
+    row = record["threads"]["64 ethanol molecules"]["w8a8"]
+    one, two = row["microseconds"]["1"], row["microseconds"]["2"]
+    assert row["one_over_this"] == pytest.approx(one / two, rel=1e-3)
     assert output.with_suffix(".svg").read_text().count("<svg") == 1
 
 

@@ -34,6 +34,9 @@ def bench(
     irreps: Annotated[str, typer.Option(help="Channels of the network.")] = "64x0e+64x1o",
     layers: Annotated[int, typer.Option(help="Of the network.")] = 6,
     threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = 1,
+    more_threads: Annotated[
+        int, typer.Option(help="Threads to set beside one, by wall time; 1 for none.")
+    ] = 2,
     rounds: Annotated[int, typer.Option(help="Turns.")] = 15,
     torch: Annotated[
         bool, typer.Option(help="Time PyTorch, torch.compile, ONNX Runtime and torchao, too.")
@@ -56,6 +59,7 @@ def bench(
         sizes=tuple(int(size) for size in _items(sizes)),
         kernels=None if kernels is None else _items(kernels),
         threads=threads,
+        more_threads=more_threads,
         rounds=rounds,
         torch=torch,
     )
@@ -73,11 +77,32 @@ def bench(
     for point in record["cost_against_atoms"]:
         costs = ", ".join(f"{r} {t:.3g}" for r, t in point["microseconds_per_atom"].items())
         console.print(f"{point['atoms']:>6} atoms, µs per atom and step: {costs}")
+    for name, recipes_timed in record["threads"].items():
+        console.print(_threads_table(name, recipes_timed))
+    for name, column in record["peak_megabytes"].items():
+        used = ", ".join(f"{contender} {megabytes:g}" for contender, megabytes in column.items())
+        console.print(f"{name}, peak memory of the process, MB: {used}")
     console.print(f"written: {output}")
 
 
 def _items(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _threads_table(title: str, timed: Mapping[str, Any]) -> Table:
+    """Wall times of one thread and of more."""
+    counts = list(next(iter(timed.values()))["microseconds"])
+    table = Table(title=f"{title}, wall time", title_justify="left", header_style="dim")
+    table.add_column("engine")
+    for count in counts:
+        table.add_column(
+            "1 thread, µs" if count == "1" else f"{count} threads, µs", justify="right"
+        )
+    table.add_column("1 thread /", justify="right")
+    for recipe, row in timed.items():
+        cells = [f"{row['microseconds'][count]:,.1f}" for count in counts]
+        table.add_row(recipe, *cells, f"{row['one_over_this']:.3g}")
+    return table
 
 
 def _table(title: str, contenders: Mapping[str, Any]) -> Table:

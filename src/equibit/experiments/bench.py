@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ ELEMENTS = (1, 6, 8)
 _STEP = 1e-9  # fs: dynamics that stays where it is, for the time of a step
 _LONGEST = 20.0  # seconds that one contender may take in one system
 _COMPILED_ATOMS = 30  # torch.compile takes minutes for large systems
+_BATCH = 64  # molecules that threads divide among them
+_SHARED = 100  # atoms from which a step may be worth sharing
 
 # Linux counts the peak of getrusage from before the program was started; VmHWM does not.
 MEMORY = """
@@ -80,6 +83,7 @@ class BenchSettings:
     sizes: atoms of water in the cost curve; none for no curve.
     kernels: instruction sets of the engine; None for the fastest.
     threads: of each contender.
+    more_threads: whose wall time is set beside that of one, in the engine; 1 for none.
     rounds: turns; seconds: per contender and turn.
     torch: whether to time PyTorch and what runs its networks.
 
@@ -95,6 +99,7 @@ class BenchSettings:
     sizes: tuple[int, ...] = SIZES
     kernels: tuple[str, ...] | None = None
     threads: int = 1
+    more_threads: int = 2
     rounds: int = 15
     seconds: float = 0.02
     torch: bool = True
@@ -103,7 +108,7 @@ class BenchSettings:
         unknown = sorted(set(self.systems) - set(SYSTEMS))
         if unknown:
             raise ConfigError(f"no system {unknown[0]!r}: known are {', '.join(SYSTEMS)}")
-        for name in ("layers", "threads", "rounds"):
+        for name in ("layers", "threads", "more_threads", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if min(self.sizes, default=3) < 3:
@@ -133,7 +138,7 @@ def run_bench(
     torch.set_num_threads(settings.threads)
     load_before = os.getloadavg()[0]
     begin = time.perf_counter()
-    total = len(settings.systems) + len(settings.sizes) + 1
+    total = len(settings.systems) + len(settings.sizes) + 2
     with tempfile.TemporaryDirectory() as folder:
         models = saved_models(Path(folder), settings)
         systems, skipped = {}, {}
@@ -144,6 +149,8 @@ def run_bench(
         for done, atoms in enumerate(settings.sizes, start=len(settings.systems)):
             progress("bench", done, total)
             curve.append(_time_size(atoms, models, settings))
+        progress("bench", total - 2, total)
+        shared = _time_threads(models, settings) if settings.more_threads > 1 else {}
         progress("bench", total - 1, total)
         memory = _memory(models, settings)
         record = {
@@ -154,6 +161,7 @@ def run_bench(
             "systems": systems,
             "left_out": skipped,
             "cost_against_atoms": curve,
+            "threads": shared,
             "peak_megabytes": memory,
             "import_calculator_seconds": _import_seconds(),
             "model_bytes": {name: path.stat().st_size for name, path in models.items()},
@@ -257,6 +265,7 @@ def engine_calls(
         temperature=0.0,
         seed=0,
         bonds=np.zeros((0, 2), np.int32),
+        shifts=np.zeros((0, 3)),
         kinds=np.zeros(0, np.int32),
         longest=np.zeros(0),
         most_kinetic=1e9,
@@ -331,6 +340,35 @@ def _time_size(atoms: int, models: Mapping[str, Path], settings: BenchSettings) 
             recipe: round(1e6 * seconds / len(structure), 3) for recipe, seconds in medians.items()
         },
     }
+
+
+def _time_threads(models: Mapping[str, Path], settings: BenchSettings) -> dict[str, Any]:
+    """Wall time in µs with one thread and with more, in turns: of a step of large systems, which
+    threads share, and of a batch of molecules, which they divide among them."""
+    counts = (1, settings.more_threads)
+    calls: dict[str, Call] = {}
+    for recipe, path in models.items():
+        for threads in counts:
+            potential = engine.load(path, threads=threads)
+            batch = [ETHANOL] * _BATCH
+            calls[f"{_BATCH} ethanol molecules|{recipe}|{threads}"] = partial(
+                potential.compute, batch
+            )
+            for name in settings.systems:
+                structure = SYSTEMS[name]()
+                if len(structure) >= _SHARED:
+                    call = engine_calls(potential, structure, threads)["step"]
+                    calls[f"{name}|{recipe}|{threads}"] = call
+    medians = time_in_turns(
+        calls, rounds=settings.rounds, seconds=settings.seconds, clock=time.perf_counter
+    )
+    result: dict[str, Any] = {}
+    for key, seconds in medians.items():
+        name, recipe, count = key.split("|")
+        row = result.setdefault(name, {}).setdefault(recipe, {"microseconds": {}})
+        row["microseconds"][count] = round(1e6 * seconds, 2)
+        row["one_over_this"] = round(medians[f"{name}|{recipe}|1"] / seconds, 3)
+    return result
 
 
 def _clock(settings: BenchSettings) -> Callable[[], float]:
