@@ -148,7 +148,9 @@ def _recipe(text: str) -> Any:
 
 
 def _show(settings: Any, data: dict[str, Any], as_json: bool) -> None:
-    tree = {**settings.model_dump(mode="json"), "data": data}
+    recipe = settings.resolved_recipe
+    named = {"recipe": settings.recipe if recipe is None else recipe.name}
+    tree = {**settings.model_dump(mode="json"), **named, "data": data}
     if as_json:
         typer.echo(json.dumps(tree))
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,6 +26,7 @@ from equibit.storage.atomic import atomic_text
 from equibit.storage.checksum import file_sha256
 from equibit.storage.container import read_container
 from equibit.structures import ConfigError, ModelError, Structure
+from equibit.structures.structure import FloatArray
 from equibit.training.batches import Collator, fit_scale_shift
 from equibit.training.config import DataConfig, RunConfig, TrainingConfig
 from equibit.training.fit import fit, is_main_process, last_checkpoint, process_grid
@@ -153,20 +155,25 @@ def refit_shift(network: AtomisticNetwork, structures: Sequence[Structure]) -> N
 
     μ_Z += argmin_δ Σ_s (E_s − E(s) − Σ_Z n_sZ δ_Z)²
     """
+    residuals = [
+        replace(structure, energy=error)
+        for structure, error in zip(structures, energy_errors(network, structures), strict=True)
+    ]
+    _, change = fit_scale_shift(residuals, network.config.elements)
+    shift = network.energy_shift + network.energy_shift.new_tensor(change)
+    network.set_scale_shift(network.energy_scale.tolist(), shift.tolist())
+
+
+def energy_errors(network: AtomisticNetwork, structures: Sequence[Structure]) -> FloatArray:
+    """Label minus prediction in eV, of a network that stays as it is. Shape: [structures]."""
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     training = network.training
     predictions = TorchPotential(network).compute(structures, forces=False)
     for weight in trainable:
         weight.requires_grad_(True)
     network.train(training)
-    residuals = [
-        replace(structure, energy=float(structure.energy) - prediction.energy)
-        for structure, prediction in zip(structures, predictions, strict=True)
-        if structure.energy is not None
-    ]
-    _, change = fit_scale_shift(residuals, network.config.elements)
-    shift = network.energy_shift + network.energy_shift.new_tensor(change)
-    network.set_scale_shift(network.energy_scale.tolist(), shift.tolist())
+    labels = np.array([structure.energy for structure in structures], dtype=np.float64)
+    return labels - np.array([prediction.energy for prediction in predictions])
 
 
 def plan(config: TrainingConfig) -> TrainingPlan:
