@@ -27,6 +27,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
         small_rmd17(root / "data", molecule=molecule)
     patch = pytest.MonkeyPatch()
     patch.setenv("EQUIBIT_DATA", str(root / "data"))
+    patch.chdir(root)  # where no page of the documentation could be filled with toys
     toy = configured(root)
     given = {
         "molecules": "ethanol,malonaldehyde",

@@ -115,25 +115,9 @@ def measure_drift(
     """
     rows, lines = [], {}
     for entry in contenders:
-        made: dict[int, DynamicsResult] = {}
-        reason = None
-        for seed in seeds:
-            name = re.sub(r"[^A-Za-z0-9_.-]+", "_", entry.name)
-            try:
-                made[seed] = run_dynamics(
-                    entry.model,
-                    structure,
-                    replace(settings, seed=seed, outer=entry.outer, inner_steps=entry.inner_steps),
-                    runs / f"{name}-seed{seed}",
-                    watch=None if watcher is None else watcher(f"{entry.name}, seed {seed}"),
-                )
-            except ModelError as error:
-                reason = str(error)
-                break
-        rows.append(_row(entry, made, reason))
-        lines[entry.name] = [
-            _line(Path(result.samples), result.n_atoms) for result in made.values()
-        ]
+        made, reason = run_contender(entry, structure, settings, seeds, runs=runs, watcher=watcher)
+        rows.append(drift_row(entry, made, reason))
+        lines[entry.name] = [energy_line(result) for result in made.values()]
     results.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "command": command,
@@ -151,7 +135,39 @@ def measure_drift(
     return rows
 
 
-def _row(entry: Contender, made: Mapping[int, DynamicsResult], reason: str | None) -> DriftRow:
+def run_contender(
+    entry: Contender,
+    structure: Structure,
+    settings: DynamicsSettings,
+    seeds: Sequence[int],
+    *,
+    runs: Path,
+    watcher: Callable[[str], Watcher] | None = None,
+) -> tuple[dict[int, DynamicsResult], str | None]:
+    """One contender with every seed, and why the rest did not run.
+
+    Raises:
+        ConfigError: a run's folder holds another run, or intervals that do not divide.
+        WriteError: a file cannot be written.
+    """
+    made: dict[int, DynamicsResult] = {}
+    for seed in seeds:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", entry.name)
+        try:
+            made[seed] = run_dynamics(
+                entry.model,
+                structure,
+                replace(settings, seed=seed, outer=entry.outer, inner_steps=entry.inner_steps),
+                runs / f"{name}-seed{seed}",
+                watch=None if watcher is None else watcher(f"{entry.name}, seed {seed}"),
+            )
+        except ModelError as error:
+            return made, str(error)
+    return made, None
+
+
+def drift_row(entry: Contender, made: Mapping[int, DynamicsResult], reason: str | None) -> DriftRow:
+    """What the runs of a contender gave."""
     if not made:
         return DriftRow(entry.name, "–", reason=reason)
     slopes = [result.drift.slope for result in made.values()]
@@ -201,9 +217,9 @@ def table_of(rows: Sequence[DriftRow], settings: DynamicsSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(samples: Path, n_atoms: int) -> tuple[list[float], list[float]]:
+def energy_line(result: DynamicsResult) -> tuple[list[float], list[float]]:
     """Time in ps and conserved energy less its first value in meV per atom, thinned."""
-    with samples.open(encoding="utf-8") as file:
+    with Path(result.samples).open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     every = max(1, len(table) // _MOST_POINTS)
     times = [float(row["time_ps"]) for row in table]
@@ -211,7 +227,7 @@ def _line(samples: Path, n_atoms: int) -> tuple[list[float], list[float]]:
         float(row["potential_ev"]) + float(row["kinetic_ev"]) - float(row["heat_ev"])
         for row in table
     ]
-    change = [1e3 * (energy - energies[0]) / n_atoms for energy in energies]
+    change = [1e3 * (energy - energies[0]) / result.n_atoms for energy in energies]
     return times[::every], change[::every]
 
 

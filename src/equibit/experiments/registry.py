@@ -37,6 +37,10 @@ EXPERIMENTS = {
         "equibit.experiments.molecules:Rmd17",
         "Ten molecules of rMD17, split 1, FP32, W8A8 and W4A8.",
     ),
+    "dynamics": Entry(
+        "equibit.experiments.dynamics:Dynamics",
+        "Drift over a nanosecond, stability at 500 K, force errors of turned structures.",
+    ),
     "nequip": Entry(
         "equibit.experiments.nequip:Nequip",
         "NequIP of its package, trained here, after post-training quantisation.",
