@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -59,6 +59,7 @@ class AtomisticNetwork(nn.Module, ABC):
         canonical_orientation: turn structures into an orientation of their own before rounding to
             the arithmetic of the network; only False to measure what that spares.
         recipe: how the network is quantised, None for a float one.
+        protection: draws the atoms whose inputs stay float in a pass of training, or None.
     """
 
     harmonic_degrees: tuple[int, ...] = (1,)
@@ -70,11 +71,13 @@ class AtomisticNetwork(nn.Module, ABC):
     energy_scale: Tensor
     energy_shift: Tensor
     recipe: Any
+    protection: Callable[[Graph, Geometry], Tensor] | None
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.recipe = None
+        self.protection = None
         self.uses_local_frames = False
         self.uses_lab_frames = False
         self.canonical_orientation = True
@@ -85,6 +88,17 @@ class AtomisticNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, graph: Graph, geometry: Geometry, context: Context) -> Tensor:
         """ε_i before scale and shift, in the dtype of the parameters. Shape: → [*atoms]."""
+
+    def blocks(self) -> list[str]:
+        """Names of its blocks, in the order in which they act, for fitting one after the other."""
+        return []
+
+    def normalised_inputs(self) -> list[tuple[str, tuple[tuple[str, int], ...]]]:
+        """Normalisations and the layers behind them: name, then name and first input of each layer.
+
+        A layer reads the outputs of its normalisation from that input on, one by one.
+        """
+        return []
 
     def set_scale_shift(self, scale: Sequence[float], shift: Sequence[float]) -> None:
         """Per-element s_Z and μ_Z in eV, in the order of ``config.elements``."""

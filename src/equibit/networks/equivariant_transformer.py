@@ -272,6 +272,19 @@ class EquivariantTransformer(AtomisticNetwork):
         nn.init.normal_(output.weight, std=0.1 * width**-0.5)
         self.head = nn.ModuleDict({"norm": nn.LayerNorm(width), "hidden": hidden, "output": output})
 
+    def blocks(self) -> list[str]:
+        return [
+            f"{kind}.{k}" for k in range(self.config.layers) for kind in ("attention", "update")
+        ]
+
+    def normalised_inputs(self) -> list[tuple[str, tuple[tuple[str, int], ...]]]:
+        groups: list[tuple[str, tuple[tuple[str, int], ...]]] = []
+        for k in range(self.config.layers):
+            readers = tuple((f"attention.{k}.{name}", 0) for name in ("query", "key", "value"))
+            groups.append((f"attention.{k}.norm", readers))
+            groups.append((f"update.{k}.norm", ((f"update.{k}.hidden", 0),)))
+        return groups
+
     def forward(self, graph: Graph, geometry: Geometry, context: Context) -> Tensor:
         x = self.embedding(graph.species)
         vectors: Features = {}

@@ -143,7 +143,10 @@ def atomic_energies(network: AtomisticNetwork, batch: Batch, edge_vectors: Tenso
             if degree > 0
         }
     species = batch.graph.species
-    raw = network(batch.graph, geometry, Context(species, rotations))
+    protected = None
+    if network.training and network.protection is not None:
+        protected = network.protection(batch.graph, geometry)
+    raw = network(batch.graph, geometry, Context(species, rotations, protected))
     energies = raw.double() * network.energy_scale[species] + network.energy_shift[species]
     return torch.where(batch.graph.atom_mask, energies, 0.0)
 

@@ -18,12 +18,13 @@ from equibit.quantization.quantizers import (
     _TINY,
     Registered,
     Samples,
+    ScalarQuantizer,
     learned_step_quantize,
     round_through,
     straight_through,
 )
-from equibit.quantization.recipes import VectorSpec
-from equibit.structures.errors import ModelError
+from equibit.quantization.recipes import ScalarSpec, VectorSpec
+from equibit.structures.errors import ConfigError, ModelError
 
 _SMALLEST = 1e-6  # an atom's largest vector below this counts as noise; its square fits float32
 
@@ -36,14 +37,21 @@ class VectorCodec(Registered, nn.Module):
         degree: ℓ.
         highest: largest magnitude code.
         log2_step: log₂ of the learned step, or None for a dynamic scale. Shape: [].
+        scales: what ``spec.scale`` may say; None for anything.
     """
 
     kind = "vector codec"
     registry: ClassVar[dict[str, type[Any]]] = {}
+    scales: ClassVar[tuple[str, ...] | None] = ("dynamic", "static")
     log2_step: nn.Parameter | None
 
     def __init__(self, spec: VectorSpec, degree: int) -> None:
         super().__init__()
+        if self.scales is not None and spec.scale not in self.scales:
+            raise ConfigError(
+                f"vectors of codec {spec.codec!r} know no scale {spec.scale!r}: known are "
+                + ", ".join(self.scales)
+            )
         self.spec = spec
         self.degree = degree
         self.highest = self._highest()
@@ -62,6 +70,10 @@ class VectorCodec(Registered, nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         """v̂ with the derivative of v; override it for other derivatives."""
         return straight_through(v, self.dequantize(*self.codes(v.detach())))
+
+    def in_context(self, v: Tensor, context: Context) -> Tensor:
+        """``forward`` for a codec that looks at the atoms, too."""
+        return self(v)
 
     def size(self, v: Tensor) -> Tensor:
         """The numbers that the step has to cover: by default ‖V_c‖. Shape: → [..., 1, C]."""
@@ -143,6 +155,46 @@ class CartesianCodec(VectorCodec, name="cartesian"):
 
     def _highest(self) -> int:
         return 2 ** (self.spec.magnitude_bits - 1) - 1
+
+
+class ComponentCodec(VectorCodec, name="components"):
+    """Each component as if it were a scalar, by the ``ScalarQuantizer`` that ``spec.scale`` names.
+
+    What a quantiser does that knows no vectors. Most of these are not odd, so that even in local
+    frames they are only equivariant where signs of axes are settled.
+
+    Attributes:
+        quantizer: of the components.
+    """
+
+    scales = None
+
+    def __init__(self, spec: VectorSpec, degree: int) -> None:
+        super().__init__(spec, degree)
+        scalars = ScalarSpec(bits=spec.magnitude_bits, scale=spec.scale)
+        self.quantizer = ScalarQuantizer.named(spec.scale)(scalars, 0)
+
+    def codes(self, v: Tensor) -> tuple[Tensor, ...]:
+        return self.quantizer.codes(v)
+
+    def dequantize(self, *codes: Tensor) -> Tensor:
+        return self.quantizer.dequantize(*codes)
+
+    def forward(self, v: Tensor) -> Tensor:
+        return self.quantizer.round(v)
+
+    def in_context(self, v: Tensor, context: Context) -> Tensor:
+        return self.quantizer(v, context)
+
+    def fit(self, v: Tensor) -> None:
+        if self.quantizer.observing == "ranges":
+            self.quantizer.fit(v)
+
+    def finish(self) -> None:
+        """The quantiser is told by itself."""
+
+    def _has_step(self) -> bool:
+        return False
 
 
 class MDDQCodec(VectorCodec, name="mddq"):
@@ -278,20 +330,20 @@ class VectorQuantizer(nn.Module):
         if not (self.enabled or self.observing):
             return v
         if self.frame == "lab":
-            return self._apply_codec(v)
+            return self._apply_codec(v, context)
         if context.rotations is None or self.degree not in context.rotations:
             raise ModelError(
                 f"vectors of degree {self.degree} are rounded in local frames, but the context has "
                 "none: build batches after quantize_, which sets network.uses_local_frames"
             )
         rotation = context.rotations[self.degree].detach()
-        return rotation @ self._apply_codec(rotation.transpose(-1, -2) @ v)
+        return rotation @ self._apply_codec(rotation.transpose(-1, -2) @ v, context)
 
-    def _apply_codec(self, v: Tensor) -> Tensor:
+    def _apply_codec(self, v: Tensor, context: Context) -> Tensor:
         if self.observing:
             self.codec.fit(v.detach())
             return v
-        return self.codec(v)
+        return self.codec.in_context(v, context)
 
     def finish(self) -> None:
         """End of calibration."""

@@ -14,7 +14,13 @@ from equibit.networks.context import Context
 from equibit.networks.linear import BlockLinear, EquivariantLinear, Linear
 from equibit.networks.radial import RadialFilter, SplineBasis
 from equibit.quantization.codecs import VectorQuantizer
-from equibit.quantization.quantizers import ScalarQuantizer, WeightQuantizer, expand_steps
+from equibit.quantization.protection import DegreeProtection
+from equibit.quantization import published  # noqa: F401  (registers its quantisers)
+from equibit.quantization.quantizers import (
+    ScalarQuantizer,
+    WeightQuantizer,
+    weight_of_codes,
+)
 from equibit.quantization.recipes import Recipe, ScalarSpec, WeightSpec, get_recipe
 from equibit.structures.errors import ModelError
 
@@ -30,6 +36,7 @@ class QuantizedLayer(nn.Module):
         spec: of the weight.
         weight_quantizer: None once frozen.
         codes, steps: of a frozen weight, int8 and float; ``weight`` then holds step · code.
+        offsets: of a frozen weight whose numbers are step · (code + offset), else None.
     """
 
     spec: WeightSpec
@@ -37,6 +44,7 @@ class QuantizedLayer(nn.Module):
     weight_quantizer: WeightQuantizer | None
     codes: Tensor | None
     steps: Tensor | None
+    offsets: Tensor | None
 
     def take_over(self, weight: Tensor, spec: WeightSpec) -> None:
         """Adopt the parameter of a float layer (shared, not copied) and fit its steps."""
@@ -44,7 +52,7 @@ class QuantizedLayer(nn.Module):
         self.weight = weight
         quantizer = WeightQuantizer.named(spec.method)(spec, weight.detach())
         self.weight_quantizer = quantizer.to(weight.device)
-        self.codes = self.steps = None
+        self.codes = self.steps = self.offsets = None
 
     @property
     def frozen(self) -> bool:
@@ -56,15 +64,17 @@ class QuantizedLayer(nn.Module):
             return self.weight
         return self.weight_quantizer(self.weight)
 
-    def set_codes(self, codes: Tensor, steps: Tensor) -> None:
-        """Freeze: from now on the layer knows only integer codes and steps."""
+    def set_codes(self, codes: Tensor, steps: Tensor, offsets: Tensor | None = None) -> None:
+        """Freeze: from now on the layer knows only integer codes, steps and maybe offsets."""
         dtype, device = self.weight.dtype, self.weight.device
         steps = steps.to(device, dtype)
-        weight = codes.to(device, dtype) * expand_steps(steps, tuple(codes.shape), self.spec)
+        offsets = None if offsets is None else offsets.to(device, dtype)
+        weight = weight_of_codes(codes.to(device, dtype), steps, offsets, self.spec)
         del self.weight
         self.weight_quantizer = None
         self.register_buffer("weight", weight, persistent=False)
-        for name, value in (("codes", codes.to(device, torch.int8)), ("steps", steps)):
+        values = {"codes": codes.to(device, torch.int8), "steps": steps, "offsets": offsets}
+        for name, value in values.items():
             delattr(self, name)
             self.register_buffer(name, value)
 
@@ -73,7 +83,8 @@ class QuantizedLayer(nn.Module):
         if self.weight_quantizer is not None:
             with torch.no_grad():
                 codes, steps = self.weight_quantizer.codes(self.weight)
-            self.set_codes(codes, steps)
+                offsets = self.weight_quantizer.offsets(self.weight)
+            self.set_codes(codes, steps, offsets)
 
 
 class QuantizedLinear(QuantizedLayer, Linear):
@@ -188,7 +199,9 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
             scalars = recipe.scalars
             if scalars and recipe.message_bits and _matches(name, network.message_layers):
                 scalars = scalars.model_copy(update={"bits": recipe.message_bits})
-            replacement = _replacement(module, recipe, scalars, n_species)
+            # What a layer is rounded with differs from the recipe in these two places alone.
+            own = recipe.model_copy(update={"weights": recipe.weights_of(name), "scalars": scalars})
+            replacement = _replacement(module, own, n_species)
         if replacement is not None:
             replacements[name] = replacement.train(module.training)
     if not any(isinstance(module, QuantizedLayer) for module in replacements.values()):
@@ -202,6 +215,7 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
     }  # fmt: skip
     network.uses_local_frames = "local" in frames
     network.uses_lab_frames = "lab" in frames
+    network.protection = None if recipe.protection is None else DegreeProtection(recipe.protection)
     network.recipe = recipe
     return network
 
@@ -290,6 +304,23 @@ def quantizer_parameters(network: nn.Module) -> list[nn.Parameter]:
     ]
 
 
+def step_done(network: nn.Module) -> None:
+    """Tell the quantisers that a step of training is over."""
+    for _, quantizer in _quantizers(network):
+        if isinstance(quantizer, ScalarQuantizer):
+            quantizer.step_done()
+
+
+def quantizer_penalty(network: nn.Module) -> Tensor | None:
+    """What the quantisers add to the loss, or None."""
+    terms = [
+        term
+        for _, quantizer in _quantizers(network)
+        if isinstance(quantizer, ScalarQuantizer) and (term := quantizer.penalty()) is not None
+    ]
+    return torch.stack(terms).sum() if terms else None
+
+
 def freeze_(network: AtomisticNetwork) -> AtomisticNetwork:
     """Replace learned weights by integer codes and steps, in place.
 
@@ -331,16 +362,16 @@ def _quantizers(
             yield id(module) in owned, module
 
 
-def _replacement(
-    module: nn.Module, recipe: Recipe, scalars: ScalarSpec | None, n_species: int | None
-) -> nn.Module | None:
+def _replacement(module: nn.Module, recipe: Recipe, n_species: int | None) -> nn.Module | None:
     match module:
         case QuantizedLayer():
             return None
         case Linear():
-            return QuantizedLinear(module, recipe.weights, scalars, n_species).to(module.weight)
+            return QuantizedLinear(module, recipe.weights, recipe.scalars, n_species).to(
+                module.weight
+            )
         case BlockLinear():
-            return QuantizedBlockLinear(module, recipe.weights, scalars, n_species).to(
+            return QuantizedBlockLinear(module, recipe.weights, recipe.scalars, n_species).to(
                 module.weight
             )
         case EquivariantLinear():

@@ -94,6 +94,7 @@ class ScalarQuantizer(Registered, nn.Module):
         enabled: False passes inputs through untouched.
         observing: what to collect from inputs, which then pass untouched; None in normal use.
         centers: μ, or None. Shape: [species, channels].
+        keep: probability that an element stays float, above 0 only while a network is reconstructed.
     """
 
     kind = "scalar quantiser"
@@ -107,6 +108,7 @@ class ScalarQuantizer(Registered, nn.Module):
         self.highest = 2 ** (spec.bits - 1) - 1
         self.enabled = True
         self.observing: Observation | None = None
+        self.keep = 0.0
         centers = None
         if spec.centered and n_species is not None:
             centers = torch.zeros(n_species, channels)
@@ -132,9 +134,27 @@ class ScalarQuantizer(Registered, nn.Module):
         if not self.enabled:
             return x
         if self.centers is None:
-            return self.round(x)
+            return self._kept(x, self.round(x), context)
         center = self.centers[context.species]
-        return self.round(x - center) + center
+        return self._kept(x, self.round(x - center) + center, context)
+
+    def step_done(self) -> None:
+        """Called after each step of training, for what is followed and not learned."""
+
+    def penalty(self) -> Tensor | None:
+        """A term of the training's loss, or None."""
+        return None
+
+    def _kept(self, x: Tensor, rounded: Tensor, context: Context) -> Tensor:
+        """``rounded``, but ``x`` itself where it stays float. Shape: unchanged."""
+        if self.keep > 0:
+            rounded = torch.where(torch.rand_like(x) < self.keep, x, rounded)
+        mask = context.protected
+        if mask is not None and x.shape[: mask.ndim] == mask.shape:
+            rounded = torch.where(
+                mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, rounded
+            )
+        return rounded
 
     def observe(self, x: Tensor, context: Context) -> None:
         """Collect what calibration needs: sums per species, then samples for ``fit``."""
@@ -271,7 +291,8 @@ def step_grid() -> Tensor:
 class WeightQuantizer(Registered, nn.Module):
     """Rounds a weight [..., out, in]; subclass it and override ``codes``.
 
-    Steps have the shape [..., out, groups], or [1, …] for one per tensor.
+    Steps have the shape [..., out, groups], or [1, …] for one per tensor. A quantiser whose numbers
+    are step · (code + offset) overrides ``offsets``.
 
     Attributes:
         spec: bits, granularity, method.
@@ -295,12 +316,18 @@ class WeightQuantizer(Registered, nn.Module):
         """Integer-valued codes of the weight's shape, and steps. Shape: see the class."""
         raise NotImplementedError
 
-    def dequantize(self, codes: Tensor, steps: Tensor) -> Tensor:
-        """ŵ = step · code, each step serving its group."""
-        return codes * expand_steps(steps, codes.shape, self.spec)
+    def offsets(self, weight: Tensor) -> Tensor | None:
+        """What is added to codes before they are multiplied by their step. Shape: of the steps."""
+        return None
+
+    def dequantize(self, codes: Tensor, steps: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """ŵ = step · (code + offset), each step serving its group."""
+        return weight_of_codes(codes, steps, offsets, self.spec)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return straight_through(weight, self.dequantize(*self.codes(weight.detach())))
+        values = weight.detach()
+        rounded = self.dequantize(*self.codes(values), self.offsets(values))
+        return straight_through(weight, rounded)
 
     def extra_repr(self) -> str:
         return repr(self.spec)
@@ -362,3 +389,12 @@ def expand_steps(steps: Tensor, shape: torch.Size | tuple[int, ...], spec: Weigh
     if spec.granularity != "group":
         return steps
     return steps.repeat_interleave(spec.group_size, -1)[..., : shape[-1]]
+
+
+def weight_of_codes(
+    codes: Tensor, steps: Tensor, offsets: Tensor | None, spec: WeightSpec
+) -> Tensor:
+    """ŵ = step · (code + offset). Shape: of the codes."""
+    if offsets is not None:
+        codes = codes + expand_steps(offsets, codes.shape, spec)
+    return codes * expand_steps(steps, codes.shape, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -56,14 +57,63 @@ class VectorSpec(_Spec):
         frame: ``lab`` rounds the vector as it comes, ``local`` in the atom's own axes.
         magnitude_bits: width of an unsigned magnitude code; of a component for ``cartesian``.
         direction_bits: width of a direction component (``mddq``) or of a codebook index.
-        scale: ``dynamic`` per atom or one ``static`` learned step.
+        scale: ``dynamic`` per atom or one ``static`` learned step; for the codec ``components``, any
+            registered ``ScalarQuantizer``.
     """
 
     codec: str = "mddq"
     frame: Frame = "local"
     magnitude_bits: int = Field(default=8, ge=2, le=16)
     direction_bits: int = Field(default=8, ge=2, le=16)
-    scale: Literal["dynamic", "static"] = "dynamic"
+    scale: str = "dynamic"
+
+
+class LayerWeights(_Spec):
+    """Other weights for some layers.
+
+    Attributes:
+        pattern: name pattern (``fnmatch``) of the layers.
+        weights: of these.
+    """
+
+    pattern: str
+    weights: WeightSpec
+
+
+class Protection(_Spec):
+    """Atoms that stay float in training, drawn anew in each pass (Degree-Quant).
+
+    Attributes:
+        least, most: probability of the atom with the fewest and with the most neighbours.
+    """
+
+    least: float = Field(default=0.0, ge=0, le=1)
+    most: float = Field(default=0.1, ge=0, le=1)
+
+
+class Reconstruction(_Spec):
+    """Fitting a quantised network to its FP32 parent, block by block, without labels.
+
+    Attributes:
+        learn: ``rounding`` learns whether each weight is rounded up or down, and activation steps
+            (QDrop with AdaRound); ``weights`` learns the weights (ZeroQuant's distillation).
+        keep: probability that an element of a block's input and of its activations stays float;
+            1 gives each block its teacher's input.
+        steps: of the optimiser, for each block.
+        batch_size, samples: structures per step and in all.
+        learning_rate: of roundings or weights.
+        step_learning_rate: of activation steps.
+        decision: λ, weight of the term that drives roundings to a decision.
+    """
+
+    learn: Literal["rounding", "weights"] = "rounding"
+    keep: float = Field(default=0.5, ge=0, le=1)
+    steps: int = Field(default=20_000, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    samples: int = Field(default=1024, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    step_learning_rate: float = Field(default=4e-5, gt=0)
+    decision: float = Field(default=0.01, ge=0)
 
 
 class Recipe(_Spec):
@@ -86,6 +136,12 @@ class Recipe(_Spec):
         float_bits: width in which the numbers that stay float (embeddings, norms, biases, filters,
             head) are stored; 16 rounds them once, on freezing. Arithmetic is float32 all the same.
         keep_fp32: name patterns (``fnmatch``) of layers left alone, beside the network's own.
+        layer_weights: weights of layers by name; the first pattern that matches counts.
+        protection: atoms that stay float in training, or None.
+        smoothing: share a of a channel's size that moves from the outputs of a normalisation into
+            the weights behind it (SmoothQuant), or None.
+        post_training: fitted by calibration alone; further training is no part of the method.
+        reconstruction: how it is fitted to its parent after calibration, or None.
     """
 
     name: str = "custom"
@@ -98,6 +154,16 @@ class Recipe(_Spec):
     weight_only: WeightSpec | None = None
     float_bits: Literal[16, 32] = 32
     keep_fp32: tuple[str, ...] = ()
+    layer_weights: tuple[LayerWeights, ...] = ()
+    protection: Protection | None = None
+    smoothing: float | None = Field(default=None, ge=0, le=1)
+    post_training: bool = False
+    reconstruction: Reconstruction | None = None
+
+    def weights_of(self, layer: str) -> WeightSpec:
+        """The weights of a layer by its name."""
+        own = (entry.weights for entry in self.layer_weights if fnmatchcase(layer, entry.pattern))
+        return next(own, self.weights)
 
     def to_json(self) -> str:
         """The recipe as JSON text; ``from_json`` reads it back."""
@@ -139,6 +205,60 @@ _CENTERED = ScalarSpec(centered=True)
 _CENTERED_16 = ScalarSpec(bits=16, centered=True)
 _PAPER_VECTORS = VectorSpec(codec="mddq", frame="lab", scale="static")
 _FLOAT_VECTORS = VectorSpec(codec="identity")
+
+
+def _published(
+    name: str, scale: str, weights: WeightSpec, *, attention_bits: int = 8, **options: Any
+) -> Recipe:
+    """A quantiser that knows no vectors: each component is rounded as a scalar is, as it comes."""
+    return Recipe(
+        name=name,
+        weights=weights,
+        scalars=ScalarSpec(scale=scale),
+        vectors=VectorSpec(codec="components", frame="lab", scale=scale),
+        attention_bits=attention_bits,
+        **options,
+    )
+
+
+def _per_tensor(method: str, bits: int = 8) -> WeightSpec:
+    return WeightSpec(method=method, granularity="tensor", bits=bits)
+
+
+PUBLISHED = (
+    _published("jacob-w8a8", "moving-range", _per_tensor("affine")),
+    _published("dorefa-w8a8", "fixed", _per_tensor("dorefa")),
+    _published("pact-w8a8", "pact", _per_tensor("sawb")),
+    _published("lsq-w8a8", "lsq", _per_tensor("lsq-linear")),
+    _published("lsq-w4a8", "lsq", _per_tensor("lsq-linear", bits=4)),
+    _published("degree-quant-w8a8", "percentile", _per_tensor("affine"), protection=Protection()),
+    _published(
+        "qdrop-w4a8",
+        "lsq",
+        WeightSpec(method="adaround", bits=4),
+        post_training=True,
+        reconstruction=Reconstruction(),
+    ),
+    _published(
+        "smoothquant-w8a8",
+        "dynamic",
+        WeightSpec(method="absmax"),
+        smoothing=0.5,
+        post_training=True,
+    ),
+    _published(
+        "zeroquant-w4a8",
+        "token",
+        WeightSpec(method="min-max", bits=4, granularity="group"),
+        layer_weights=(
+            LayerWeights(
+                pattern="attention.*", weights=WeightSpec(method="min-max", granularity="group")
+            ),
+        ),
+        post_training=True,
+        reconstruction=Reconstruction(learn="weights", keep=1.0, learning_rate=1e-4),
+    ),
+)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -197,6 +317,7 @@ RECIPES: dict[str, Recipe] = {
             attention_bits=16,
             float_bits=16,
         ),
+        *PUBLISHED,
     )
 }
 

@@ -26,15 +26,16 @@ from equibit.structures.errors import FileFormatError, ModelError
 Arrays = dict[str, NDArray[Any]]
 Manifest = dict[str, Any]
 
-_OWN = ("weight", "codes", "steps")
+_OWN = ("weight", "codes", "steps", "offsets")
 
 
 def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
     """Everything a quantised network needs, nothing twice.
 
-    Each quantised weight becomes ``NAME.codes`` (packed) and ``NAME.steps``, described in the
-    manifest; all other parameters and persistent buffers keep their names, in float16 where that
-    loses nothing. Species centres become bytes times a power of two, without loss either.
+    Each quantised weight becomes ``NAME.codes`` (packed), ``NAME.steps`` and, where its numbers are
+    step · (code + offset), ``NAME.offsets``, described in the manifest; all other parameters and
+    persistent buffers keep their names, in float16 where that loses nothing. Species centres become
+    bytes times a power of two, without loss either.
 
     Returns:
         Arrays by name, and ``{"recipe": …, "layers": {name: …}}`` of JSON values.
@@ -50,7 +51,7 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
     manifest["center_exponents"] = {}
     skip: set[str] = set()
     for name, layer in layers.items():
-        codes, steps = _codes_and_steps(layer)
+        codes, steps, offsets = _stored_weight(layer)
         packed = pack_steps(steps.float().cpu().numpy())
         tensors[f"{name}.codes"] = pack_codes(codes.cpu().numpy(), layer.spec.bits)
         tensors[f"{name}.steps"] = packed.values
@@ -68,6 +69,9 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
             manifest["layers"][name]["weight_only"] = True
         else:
             manifest["layers"][name]["input_bits"] = quantizer.spec.bits
+        if offsets is not None:
+            tensors[f"{name}.offsets"] = _narrowest(offsets.float().cpu().numpy())
+            manifest["layers"][name]["offsets"] = True
         skip.update(f"{name}.{own}" for own in _OWN)
         if layer.weight_quantizer is not None:
             skip.update(f"{name}.weight_quantizer.{k}" for k in layer.weight_quantizer.state_dict())
@@ -112,8 +116,11 @@ def import_state(
         codes = unpack_codes(_take(remaining, f"{name}.codes"), entry["bits"], shape)
         values = _take(remaining, f"{name}.steps")
         steps = unpack_steps(PackedSteps(values, entry["step_format"], entry["first_step"]))
-        layer.set_codes(torch.from_numpy(codes), torch.from_numpy(steps))
-    own = {f"{name}.{buffer}" for name in layers for buffer in ("codes", "steps")}
+        offsets = None
+        if entry.get("offsets"):
+            offsets = torch.from_numpy(_take(remaining, f"{name}.offsets").astype(np.float32))
+        layer.set_codes(torch.from_numpy(codes), torch.from_numpy(steps), offsets)
+    own = {f"{name}.{buffer}" for name in layers for buffer in _OWN}
     exponents = manifest["center_exponents"]
     for name, target in network.state_dict(keep_vars=True).items():
         if name not in own:
@@ -126,12 +133,14 @@ def import_state(
     return network
 
 
-def _codes_and_steps(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
+def _stored_weight(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, steps and offsets."""
     if layer.codes is not None and layer.steps is not None:
-        return layer.codes, layer.steps
+        return layer.codes, layer.steps, layer.offsets
     assert layer.weight_quantizer is not None
     with torch.no_grad():
-        return layer.weight_quantizer.codes(layer.weight)
+        codes, steps = layer.weight_quantizer.codes(layer.weight)
+        return codes, steps, layer.weight_quantizer.offsets(layer.weight)
 
 
 def _narrowest(array: NDArray[Any]) -> NDArray[Any]:
