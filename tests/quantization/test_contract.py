@@ -23,7 +23,7 @@ from equibit.networks.base import AtomisticNetwork
 from equibit.networks.potential import TorchPotential, build_graph, orient
 from equibit.networks.so3krates import So3krates, So3kratesConfig
 from equibit.quantization.convert import calibrate, freeze_, quantize_, quantized_layers
-from equibit.quantization.recipes import RECIPES, Recipe, VectorSpec
+from equibit.quantization.recipes import RECIPES, Recipe, VectorSpec, get_recipe
 from equibit.storage.container import read_container
 from equibit.structures import Potential, Structure
 
@@ -109,6 +109,39 @@ class TestFourBitVectors(QuantizedContract):
 
 class TestLocalCodebook(QuantizedContract):
     recipe = Recipe(vectors=VectorSpec(codec="mddq-codebook", direction_bits=8), attention_bits=8)
+
+
+def invariant(name: str) -> Recipe:
+    """A published quantiser of weights and scalars with vectors rounded in local frames."""
+    return get_recipe(name).model_copy(update={"vectors": VectorSpec()})
+
+
+class TestJacobOfInvariants(QuantizedContract):
+    """Affine rounding is not odd, and of invariants need not be."""
+
+    recipe = invariant("jacob-w8a8")
+
+
+class TestDoReFaOfInvariants(QuantizedContract):
+    recipe = invariant("dorefa-w8a8")
+
+
+class TestPACTOfInvariants(QuantizedContract):
+    recipe = invariant("pact-w8a8")
+
+
+class TestDegreeQuantOfInvariants(QuantizedContract):
+    """Judged as it is used: atoms are protected in training alone."""
+
+    recipe = invariant("degree-quant-w8a8")
+
+
+class TestQDropOfInvariants(QuantizedContract):
+    recipe = invariant("qdrop-w4a8")
+
+
+class TestZeroQuantOfInvariants(QuantizedContract):
+    recipe = invariant("zeroquant-w4a8")
 
 
 class TestQuantizedSo3krates(QuantizedContract):

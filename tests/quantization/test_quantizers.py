@@ -236,5 +236,5 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="did you mean 'dynamic'"):
         ScalarQuantizer.named("dinamic")
     with pytest.raises(ConfigError, match="known are lsq"):
-        WeightQuantizer.named("adaround")
+        WeightQuantizer.named("stochastic")
     assert ScalarQuantizer.named("static") is StaticQuantizer

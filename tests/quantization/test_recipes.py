@@ -17,10 +17,19 @@ from equibit.structures.errors import ConfigError
 def test_the_issue_s_recipes_exist() -> None:
     assert set(RECIPES) == {
         "naive-w8a8", "paper-w8a8", "paper-w4a8", "gaq-w4a8", "w8a8", "w4a8", "w4a16", "w8a16",
+        "jacob-w8a8", "dorefa-w8a8", "pact-w8a8", "lsq-w8a8", "lsq-w4a8", "degree-quant-w8a8",
+        "qdrop-w4a8", "smoothquant-w8a8", "zeroquant-w4a8",
     }  # fmt: skip
     assert get_recipe("w4a8").weights.bits == 4
     assert get_recipe("w4a8").vectors.frame == "local"
     assert get_recipe("gaq-w4a8").vectors.codec == "mddq-codebook"
+
+
+def test_layers_can_have_weights_of_their_own() -> None:
+    recipe = get_recipe("zeroquant-w4a8")
+    assert recipe.weights_of("attention.0.query").bits == 8
+    assert recipe.weights_of("update.0.hidden").bits == 4
+    assert get_recipe("w4a8").weights_of("attention.0.query").bits == 4
 
 
 def test_a_misspelt_recipe_gets_a_suggestion() -> None:

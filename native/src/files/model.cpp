@@ -205,6 +205,9 @@ class Source {
   };
   Codes codes(const std::string& name) const {
     const Json& entry = *layer(name);
+    if (entry.find("offsets") != nullptr) {
+      throw UnsupportedModel("the engine does not run weights with offsets (" + name + ")");
+    }
     Codes result = sizes_of(entry, name);
     const int64_t count = result.heads * result.out * result.in;
     const int32_t width = result.bits = bits(entry.at("bits"), "bits", 8);

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from equibit.evaluation.size import CodeUse
 from equibit.networks.potential import TorchPotential
-from equibit.quantization.codecs import IdentityCodec, MDDQCodebookCodec, MDDQCodec, VectorCodec
+from equibit.quantization.codecs import (
+    ComponentCodec,
+    IdentityCodec,
+    MDDQCodebookCodec,
+    MDDQCodec,
+    VectorCodec,
+)
 from equibit.quantization.quantizers import ScalarQuantizer
 from equibit.structures import Structure
 
@@ -61,8 +67,8 @@ def _codes(module: nn.Module, inputs: tuple[Any, ...]) -> Iterator[tuple[str, in
             yield "activation", module.spec.bits, True, module.codes(x)[0]
         return
     assert isinstance(module, VectorCodec)
-    if isinstance(module, IdentityCodec):
-        return
+    if isinstance(module, IdentityCodec | ComponentCodec):
+        return  # nothing is rounded, or by a quantiser of scalars, which is asked itself
     codes, spec = module.codes(inputs[0]), module.spec
     if isinstance(module, MDDQCodec):
         yield "magnitude", spec.magnitude_bits, False, codes[0]

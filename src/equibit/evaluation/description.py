@@ -18,6 +18,7 @@ from equibit.storage.checksum import file_sha256
 from equibit.structures.errors import ConfigError, FileFormatError
 
 FP32 = "fp32"
+COMPONENT_CODECS = ("cartesian", "components")
 _SHARED = ("architecture", "elements", "cutoff")
 
 
@@ -171,6 +172,11 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
             f"Weights of channel mixings: {own.bits}-bit codes, one step "
             f"{_sharing(own.granularity, own.group_size)}."
         )
+    for entry in recipe.layer_weights:
+        sharing = _sharing(entry.weights.granularity, entry.weights.group_size)
+        sentences.append(
+            f"Of layers named {entry.pattern}: {entry.weights.bits}-bit codes, one step {sharing}."
+        )
     if recipe.scalars is None:
         sentences.append("Invariant inputs of matrix products: float, so these products are float.")
     else:
@@ -219,28 +225,33 @@ def scalar_words(spec: ScalarSpec | None) -> str:
     """Rounding of invariant inputs in a few words."""
     if spec is None:
         return "float"
-    scale = {"dynamic": "dynamic step per atom", "static": "one learned step"}.get(
-        spec.scale, f"{spec.scale} step"
-    )
+    scale = scale_words(spec.scale)
     centred = ", mean of the species subtracted" if spec.centered else ""
     return f"{spec.bits} bits, {scale}{centred}"
+
+
+def scale_words(scale: str) -> str:
+    """Where the step of an activation comes from."""
+    return {"dynamic": "dynamic step per atom", "static": "one learned step"}.get(
+        scale, f"{scale} step"
+    )
 
 
 def vector_words(spec: VectorSpec) -> str:
     """Rounding of vectors in a few words."""
     if spec.codec == "identity":
         return "float"
-    if spec.codec == "cartesian":
+    if spec.codec in COMPONENT_CODECS:
         bits = f"{spec.magnitude_bits}-bit components"
     else:
         bits = f"{spec.magnitude_bits}-bit magnitude, {spec.direction_bits}-bit direction"
-    scale = "dynamic step per atom" if spec.scale == "dynamic" else "one learned step"
+    scale = scale_words(spec.scale)
     return f"{spec.codec} in the {spec.frame} frame, {bits}, {scale}"
 
 
 def vectors_stay_codes(spec: VectorSpec) -> bool:
     """Whether the codec's codes can enter a product over channels as they are."""
-    return spec.codec == "cartesian"
+    return spec.codec in COMPONENT_CODECS
 
 
 def _sharing(granularity: str, group_size: int) -> str:

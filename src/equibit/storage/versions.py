@@ -21,7 +21,8 @@ CURRENT_VERSIONS: dict[str, int] = {"model": 2, "checkpoint": 1, "dataset": 1, "
 
 # {kind: {old version: function to the next version}}
 UPGRADES: dict[str, dict[int, Upgrade]] = {
-    # Version 2 added the recipe's ``message_bits``, whose absence means what version 1 did.
+    # Version 2 added keys of the recipe (``message_bits`` and others) and offsets of weights, whose
+    # absence means what version 1 did.
     "model": {1: lambda header, tensors: (header, tensors)},
     "checkpoint": {},
     "dataset": {},

@@ -11,6 +11,7 @@ vector branch only.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from equibit.models.files import load_potential
 from equibit.networks.base import AtomisticNetwork
 from equibit.networks.potential import (
     Batch,
+    atomic_energies,
     energies_and_edge_gradients,
     lab_gradients,
     orient,
@@ -35,16 +37,20 @@ from equibit.quantization.convert import (
     calibrate,
     freeze_,
     quantize_,
+    quantizer_penalty,
     set_branch,
+    step_done,
     vector_parameters,
 )
 from equibit.quantization.recipes import Recipe, get_recipe
+from equibit.quantization.smoothing import smooth_
 from equibit.structures import Structure
 from equibit.training.batches import Collator, LabelledBatch
 from equibit.training.config import LossConfig, OptimizationConfig, RunConfig, StrictModel
 from equibit.training.distillation import labelled_by
 from equibit.training.fit import Fit, fit, is_main_process
 from equibit.training.module import ForceField
+from equibit.training.reconstruction import reconstruct
 from equibit.training.run import (
     MODEL,
     TrainingResult,
@@ -70,7 +76,8 @@ class QuantizationConfig(StrictModel):
         parent: shipped name or file of the FP32 network.
         recipe: a recipe, or the name of one; ``fp32`` rounds nothing and is the control that gets
             the same extra epochs.
-        epochs: epochs of fine-tuning; 0 calibrates and converts only (PTQ).
+        epochs: epochs of fine-tuning; 0 calibrates and converts only (PTQ), as recipes that are
+            ``post_training`` always do.
         scalar_epochs: first epochs in which only the scalar branch is rounded [P1 III.C].
         labels: ``data`` learns the labels of the structures, ``parent`` what the FP32 parent says of
             them, so that any geometries will do, unlabelled ones and those of another level too.
@@ -105,10 +112,16 @@ class QuantizationConfig(StrictModel):
         return self.recipe if isinstance(self.recipe, Recipe) else None
 
     @property
+    def tuned_epochs(self) -> int:
+        """Epochs that this recipe is really fine-tuned for."""
+        recipe = self.resolved_recipe
+        return 0 if recipe is not None and recipe.post_training else self.epochs
+
+    @property
     def optimization(self) -> OptimizationConfig:
         """The fine-tuning in the terms of a training."""
         return OptimizationConfig(
-            epochs=max(1, self.epochs),
+            epochs=max(1, self.tuned_epochs),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             final_learning_rate=0.01,
@@ -153,19 +166,26 @@ def quantize(
         train, validation = (labelled_by(potential, part) for part in (train, validation))
         data = {**data, "labels": f"the FP32 parent {parent['name']}"}
     network.train()
-    recipe = config.resolved_recipe
+    recipe, epochs = config.resolved_recipe, config.tuned_epochs
     if recipe is not None:
-        quantize_(network, recipe)
         collator = Collator(train[: config.calibration], network)
-        calibrate(network, [collator(range(len(collator.structures))).inputs])
-        if config.epochs > 0:
+        everything = range(len(collator.structures))
+        if recipe.smoothing is not None:
+            batches = [collator(everything).inputs]
+            smooth_(network, batches, _evaluate, recipe.smoothing)
+        teacher = copy.deepcopy(network) if recipe.reconstruction is not None else None
+        quantize_(network, recipe)
+        calibrate(network, [collator(everything).inputs])
+        if teacher is not None:
+            reconstruct(network, teacher, train, recipe.reconstruction, seed=config.run.seed)
+        if epochs > 0:
             refit_shift(network, train)
     training, held_out = Collator(train, network), Collator(validation, network)
     fitted = Fit(None, {})
-    if config.epochs == 0:
+    if epochs == 0:
         claim_folder(config, output, resume=resume)
     else:
-        total_steps = steps_per_epoch(len(train), config.run, config.batch_size) * config.epochs
+        total_steps = steps_per_epoch(len(train), config.run, config.batch_size) * epochs
         module = QuantizedForceField(network, config, total_steps)
         if compile_pays(config.run, train, total_steps * config.batch_size):
             module.step_function = torch.compile(
@@ -197,7 +217,7 @@ def quantize(
         **data,
         "parent": parent,
         "recipe": CONTROL if recipe is None else recipe.name,
-        "epochs": config.epochs,
+        "epochs": epochs,
         "seed": config.run.seed,
         "train": len(train),
         "validation": len(validation),
@@ -205,6 +225,10 @@ def quantize(
     if is_main_process():
         write_summary(output, network, result, record)
     return result
+
+
+def _evaluate(network: AtomisticNetwork, batch: Batch) -> None:
+    atomic_energies(network, batch, batch.edge_vectors)
 
 
 class QuantizedForceField(ForceField):
@@ -230,8 +254,14 @@ class QuantizedForceField(ForceField):
         if self.quantized:
             set_branch(self.network, scalars=True, vectors=True)
 
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        step_done(self.network)
+
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
+        penalty = quantizer_penalty(self.network)
+        if penalty is not None:
+            loss = loss + penalty
         if self.settings.lee_weight and self.current_epoch >= self.settings.scalar_epochs:
             generator = torch.Generator().manual_seed(self.settings.run.seed + self.global_step)
             lee = gradient_only_to(
