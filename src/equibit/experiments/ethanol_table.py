@@ -37,7 +37,7 @@ UNITS = {
     "file_bytes": "bytes",
 }
 
-_PATHS: dict[str, tuple[str, ...]] = {
+METRICS: dict[str, tuple[str, ...]] = {
     "energy_mae": ("model", "errors", "energy", "mae"),
     "energy_rmse": ("model", "errors", "energy", "rmse"),
     "forces_mae": ("model", "errors", "forces", "mae"),
@@ -237,15 +237,15 @@ def _row(results: Sequence[Mapping[str, Any]], labels: str, variant: str) -> Row
         return Average.of({seed: v for seed, v in values.items() if v is not None})
 
     metrics = {
-        name: over_seeds(lambda seed, path=path: _pick(own[seed], path))  # type: ignore[misc]
-        for name, path in _PATHS.items()
+        name: over_seeds(lambda seed, path=path: pick(own[seed], path))  # type: ignore[misc]
+        for name, path in METRICS.items()
     }
     metrics["weight_ratio"] = over_seeds(lambda seed: _weight_ratio(own[seed]))
 
     def ratio(metric: str, other: str, inverse: bool) -> Average | None:
         def value(seed: int) -> float | None:
-            mine = _pick(own[seed], _PATHS[metric])
-            theirs = _pick(by_variant.get(other, {}).get(seed), _PATHS[metric])
+            mine = pick(own[seed], METRICS[metric])
+            theirs = pick(by_variant.get(other, {}).get(seed), METRICS[metric])
             upper, lower = (theirs, mine) if inverse else (mine, theirs)
             return None if upper is None or not lower else upper / lower
 
@@ -269,7 +269,8 @@ def _cell_name(cell: Mapping[str, Any]) -> str:
     return f"{cell['labels']}-{cell['variant']}-seed{cell['seed']}"
 
 
-def _pick(tree: Any, path: Sequence[str]) -> float | None:
+def pick(tree: Any, path: Sequence[str]) -> float | None:
+    """A number of an evaluation by the keys that lead to it, None where there is none."""
     for key in path:
         if not isinstance(tree, Mapping) or tree.get(key) is None:
             return None

@@ -54,11 +54,13 @@ class Experiment(ABC, Generic[Config]):
         name: of the experiment and its results.
         config_type: its settings.
         quick_settings: what the quick form changes in them.
+        folders: places of runs or results, where the full form shares those of another experiment.
     """
 
     name: ClassVar[str]
     config_type: ClassVar[type[ExperimentConfig]] = ExperimentConfig
     quick_settings: ClassVar[Mapping[str, Any]] = {}
+    folders: ClassVar[Mapping[str, Path]] = {}
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -75,7 +77,7 @@ class Experiment(ABC, Generic[Config]):
             "runs": Path("runs") / root / cls.name,
             "results": Path("results") / root / cls.name,
         }
-        changes = cls.quick_settings if quick else {}
+        changes = cls.quick_settings if quick else cls.folders
         tree = {**folders, **changes, "quick": quick, **given}
         return cls(validated(cls.config_type, tree, source=f"a setting of {cls.name}"))  # type: ignore[arg-type]
 

@@ -29,6 +29,14 @@ EXPERIMENTS = {
         "equibit.experiments.ethanol:Ethanol",
         "FP32, control and low-bit networks on ethanol, over seeds.",
     ),
+    "quantisers": Entry(
+        "equibit.experiments.quantisers:Quantisers",
+        "The papers' quantisers, those they compare with and ours: errors, symmetry, size, time.",
+    ),
+    "ablations": Entry(
+        "equibit.experiments.ablations:Ablations",
+        "What each part is worth: branches, codecs, frames, bits, scales, attention, LEE loss.",
+    ),
     "table2": Entry(
         "equibit.experiments.molecules:TableTwo",
         "Table II: seven molecules on MD17 labels, FP32 and W4A8.",

@@ -27,6 +27,8 @@ from equibit.evaluation.provenance import Provenance
 from equibit.evaluation.record import to_plain
 from equibit.experiments.throughput import eager_step_seconds
 from equibit.models import resolve_model
+from equibit.quantization.recipes import Recipe
+from equibit.storage import read_container
 from equibit.storage.atomic import atomic_text
 from equibit.storage.checksum import file_sha256
 from equibit.structures import Structure
@@ -134,6 +136,8 @@ class _Run(Stage):
         total = self.epochs()
         if self.done:
             return total, total
+        if self.output.exists():
+            return 0, total  # of something else
         try:
             rows = (self.output.parent / "metrics.csv").read_text().count("\n") - 1
         except OSError:
@@ -209,9 +213,12 @@ class Quantize(_Run):
     def epochs(self) -> int:
         return self.settings.epochs
 
+    def _is_done(self) -> bool:
+        return super()._is_done() and not recipe_changed(self.settings)
+
     def run(self, progress: ProgressFactory = no_bars) -> None:
         structures, validation, record = load_training_structures(self.data)
-        fresh = parent_changed(self.settings)
+        fresh = parent_changed(self.settings) or recipe_changed(self.settings)
         quantize(self.settings, structures, validation, data=record, resume=not fresh)
 
     def _timed_epoch(self) -> float | None:
@@ -453,6 +460,16 @@ def parent_changed(settings: QuantizationConfig) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         begun = folder / "config.yaml"
         return begun.is_file() and parent.stat().st_mtime > begun.stat().st_mtime
+
+
+def recipe_changed(settings: QuantizationConfig) -> bool:
+    """Whether a folder's model was made by a recipe that had the same name and said otherwise."""
+    path = model_of(settings)
+    if not path.is_file():
+        return False
+    quantization = read_container(path, kind="model").header.get("quantization")
+    made = None if quantization is None else Recipe.from_mapping(quantization["recipe"])
+    return made != settings.resolved_recipe
 
 
 def read_evaluation(path: Path, model: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from equibit.networks.context import Context
 from equibit.networks.graph import Graph
 
 AttentionKind = Literal["softmax", "linear"]
+START_TEMPERATURE = 2.0
 
 
 class AttentionInput(nn.Module):
@@ -37,7 +38,16 @@ class NeighbourAttention(nn.Module):
         linear:  α_ij = f_c z_ij
     """
 
-    def __init__(self, n_heads: int, kind: AttentionKind, robust: bool) -> None:
+    def __init__(
+        self,
+        n_heads: int,
+        kind: AttentionKind,
+        robust: bool,
+        *,
+        learned: bool = True,
+        start: float = START_TEMPERATURE,
+    ) -> None:
+        """``start`` is the temperature of all heads, before it is learned or, if not, for good."""
         super().__init__()
         self.n_heads = n_heads
         self.kind = kind
@@ -45,7 +55,11 @@ class NeighbourAttention(nn.Module):
         self.query_input = AttentionInput()
         self.key_input = AttentionInput()
         if robust:
-            self.temperature = nn.Parameter(torch.full((n_heads,), 2.0))
+            temperature = torch.full((n_heads,), start)
+            if learned:
+                self.temperature = nn.Parameter(temperature)
+            else:
+                self.register_buffer("temperature", temperature)
 
     def forward(
         self, q: Tensor, k: Tensor, bias: Tensor, envelope: Tensor, graph: Graph, context: Context

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from equibit.networks.attention import AttentionKind, NeighbourAttention
+from equibit.networks.attention import START_TEMPERATURE, AttentionKind, NeighbourAttention
 from equibit.networks.base import AtomisticNetwork, NetworkConfig
 from equibit.networks.context import Context
 from equibit.networks.geometry import Geometry
@@ -20,6 +20,7 @@ from equibit.networks.harmonics import clebsch_gordan
 from equibit.networks.linear import EquivariantLinear, Linear
 from equibit.networks.radial import RadialFilter, SplineBasis
 
+Temperature = Literal["learned", "fixed", "printed"]
 Features = dict[int, Tensor]  # degree ℓ ≥ 1 → [*atoms, 2ℓ+1, channels]
 
 
@@ -54,7 +55,9 @@ class EquivariantTransformerConfig(NetworkConfig):
         heads: attention heads; must divide every multiplicity.
         radial_functions, splines: size of the radial basis and of its B-spline table.
         attention: ``linear`` or ``softmax`` weights; ``linear`` learns more from the same data.
-        robust_attention: ℓ2-normalise queries and keys and learn a temperature per head.
+        robust_attention: ℓ2-normalise queries and keys and scale their products by a temperature.
+        temperature: ``learned`` per head; ``fixed`` where it starts; or 1/√F, which is [P1] Eq. 3 as
+            ``printed`` and hardly attends. For comparison only; matters with robust attention.
         hidden: width of the hidden layer of the update network, as a multiple of the scalars.
         axial_messages: let the parts of the vectors along a bond reach every degree, at the price
             of a radial filter for each pair of degrees above 0.
@@ -68,6 +71,7 @@ class EquivariantTransformerConfig(NetworkConfig):
     splines: int = Field(default=32, ge=6, le=256)
     attention: AttentionKind = "linear"
     robust_attention: bool = True
+    temperature: Temperature = "learned"
     hidden: int = Field(default=1, ge=1, le=8)
     axial_messages: bool = False
 
@@ -114,7 +118,13 @@ class AttentionBlock(nn.Module):
         self.query = Linear(width, width, bias=False)
         self.key = Linear(width, width, bias=False)
         self.value = Linear(width, sum(self.value_widths))
-        self.attention = NeighbourAttention(config.heads, config.attention, config.robust_attention)
+        self.attention = NeighbourAttention(
+            config.heads,
+            config.attention,
+            config.robust_attention,
+            learned=config.temperature == "learned",
+            start=width**-0.5 if config.temperature == "printed" else START_TEMPERATURE,
+        )
         self.filter = RadialFilter(config.radial_functions, sum(self.filter_widths))
         self.output = Linear(width + sum(channels[degree] for degree in self.senders), width)
 
