@@ -7,6 +7,10 @@ import torch
 
 from equibit.networks.attention import AttentionKind, NeighbourAttention, normalise
 from equibit.networks.context import Context
+from equibit.networks.equivariant_transformer import (
+    EquivariantTransformer,
+    EquivariantTransformerConfig,
+)
 from equibit.networks.graph import SparseGraph
 
 HEADS, WIDTH = 2, 8
@@ -113,3 +117,18 @@ def test_normalised_rows_have_length_one() -> None:
         normalise(x).norm(dim=-1), torch.ones(5, dtype=torch.float64), rtol=1e-6, atol=0
     )
     assert (normalise(torch.zeros(3)) == 0).all()
+
+
+def test_temperatures_are_learned_fixed_or_as_printed() -> None:
+    config = {"elements": (1, 6, 8), "irreps": "16x0e+8x1o", "layers": 1}
+    values = {}
+    for temperature in ("learned", "fixed", "printed"):
+        network = EquivariantTransformer(
+            EquivariantTransformerConfig.model_validate({**config, "temperature": temperature})
+        )
+        attention = network.attention[0].attention
+        learned = [name for name, _ in attention.named_parameters()]
+        assert learned == (["temperature"] if temperature == "learned" else [])
+        assert "temperature" in attention.state_dict()
+        values[temperature] = attention.temperature[0].item()
+    assert values == {"learned": 2.0, "fixed": 2.0, "printed": 0.25}

@@ -273,7 +273,18 @@ class Evaluate(Stage):
         self.extra = dict(extra or {})
 
     def _is_done(self) -> bool:
-        return read_evaluation(self.output, self.model) is not None
+        kept = read_evaluation(self.output, self.model)
+        # Results from before judgements were described were made as the full form makes them.
+        return kept is not None and kept.get("judgement", self._judgement()) == self._judgement()
+
+    def _judgement(self) -> dict[str, Any]:
+        """What the figures depend on, besides the model."""
+        return {
+            "test": self.limit,
+            "rotations": self.rotations,
+            "rotated_structures": self.rotated_structures,
+            "seed": self.seed,
+        }
 
     def run(self, progress: ProgressFactory = no_bars) -> None:
         data = self.data
@@ -294,7 +305,11 @@ class Evaluate(Stage):
                 subset="test",
                 progress=bars,
             )
-        extra = {**self.extra, "seconds": round(time.monotonic() - started, 1)}
+        extra = {
+            **self.extra,
+            "judgement": self._judgement(),
+            "seconds": round(time.monotonic() - started, 1),
+        }
         write_evaluation(self.output, evaluation, self.model, brief=True, extra=extra)
 
 

@@ -22,7 +22,7 @@ from equibit.experiments.experiment import Experiment, ExperimentConfig
 from equibit.experiments.report import NOT_RUN, Table, places_of
 from equibit.experiments.stages import Evaluate, Quantize, Stage, Train, read_evaluation
 from equibit.models import resolve_model
-from equibit.quantization.recipes import Recipe
+from equibit.quantization.recipes import Recipe, get_recipe
 from equibit.structures.errors import ConfigError
 from equibit.training.config import DataConfig, TrainingConfig, load_config, validated
 from equibit.training.qat import CONTROL, QuantizationConfig
@@ -185,10 +185,8 @@ class Variants(Experiment[Config]):
             return CONTROL
         steps = self.config.reconstruction_steps
         recipe = variant.recipe
-        if steps is None:
-            return recipe
-        plain = Recipe.model_validate(resolved(recipe).model_dump())
-        if plain.reconstruction is None:
+        plain = resolved(recipe)
+        if steps is None or plain.reconstruction is None:
             return recipe
         shorter = plain.reconstruction.model_copy(update={"steps": steps})
         return plain.model_copy(update={"reconstruction": shorter})
@@ -202,8 +200,9 @@ class Variants(Experiment[Config]):
         return self.config.runs / f"{self._prefix()}-{PARENT}{changes}-seed{seed}"
 
     def _prefix(self) -> str:
-        """Whose labels: rmd17, md17 or the name of the data set."""
-        return Path(self.config.dataset).parts[0]
+        """Whose labels: rmd17, md17, or the name of another data set or file."""
+        path = Path(self.config.dataset)
+        return path.stem if path.suffix else path.parts[0]
 
     def _train(self, seed: int, network: tuple[str, ...]) -> Train | None:
         if self.config.parent is not None and not network:
@@ -299,6 +298,4 @@ class Variants(Experiment[Config]):
 
 def resolved(recipe: Recipe | str) -> Recipe:
     """The recipe that a name stands for."""
-    from equibit.quantization.recipes import get_recipe
-
     return get_recipe(recipe) if isinstance(recipe, str) else recipe
