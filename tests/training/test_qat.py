@@ -28,6 +28,7 @@ from equibit.quantization.convert import (
     scalar_parameters,
     vector_parameters,
 )
+from equibit.quantization.published import MovingRangeQuantizer, PACTQuantizer
 from equibit.quantization.quantizers import ScalarQuantizer
 from equibit.quantization.recipes import Recipe, WeightSpec, get_recipe
 from equibit.structures import ConfigError, ModelError
@@ -393,6 +394,49 @@ def test_the_lee_term_waits_for_the_vectors_and_moves_only_them() -> None:
     same = [torch.equal(one, other) for one, other in zip(*gradients, strict=True)]
     assert all(same[:n_scalar])
     assert not all(same[n_scalar:])
+
+
+def test_quantisers_have_their_say_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, collator = quantized_network("pact-w8a8")
+    config = QuantizationConfig(parent="p", scalar_epochs=0)
+    module = QuantizedForceField(network, config, total_steps=10)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    plain = module.training_step(collator(range(6)), 0).item()
+    monkeypatch.setattr(PACTQuantizer, "decay", 3e-4)
+    heavier = module.training_step(collator(range(6)), 0).item()
+    clips = [m for m in network.modules() if isinstance(m, PACTQuantizer)]
+    total = sum(float((m.low.square() + m.high.square()).detach()) for m in clips)
+    assert len(clips) > 5
+    assert heavier - plain == pytest.approx(2e-4 * total, rel=1e-3)
+
+
+def test_moving_ranges_follow_the_training(trained: TrainingResult, tmp_path: Path) -> None:
+    ends = []
+    for epochs in (0, 2):
+        config = settings(
+            trained, tmp_path / str(epochs), recipe="jacob-w8a8", epochs=epochs, scalar_epochs=0
+        )
+        network, _ = load_network(run_quantize(config).model)
+        ranges = [m for m in network.modules() if isinstance(m, MovingRangeQuantizer)]
+        ends.append([float(m.high) for m in ranges])
+    moved = [one != other for one, other in zip(*ends, strict=True)]
+    assert len(moved) > 5
+    assert all(moved)
+
+
+@pytest.mark.parametrize("recipe", ["smoothquant-w8a8", "qdrop-w4a8", "zeroquant-w4a8"])
+def test_methods_that_need_no_training_get_none(
+    trained: TrainingResult, tmp_path: Path, recipe: str
+) -> None:
+    short = get_recipe(recipe)
+    if short.reconstruction is not None:
+        fewer = short.reconstruction.model_copy(update={"steps": 2})
+        short = short.model_copy(update={"reconstruction": fewer})
+    result = run_quantize(settings(trained, tmp_path, recipe=short))
+    assert not (tmp_path / "metrics.csv").exists()
+    network, header = load_network(result.model)
+    assert header["training"]["epochs"] == 0
+    assert network.recipe == short
 
 
 def test_the_lee_term_is_logged_and_trains(trained: TrainingResult, tmp_path: Path) -> None:
