@@ -40,13 +40,15 @@ from equibit.quantization.convert import (
     vector_parameters,
 )
 from equibit.quantization.quantizers import ScalarQuantizer
-from equibit.quantization.recipes import RECIPES, Recipe, ScalarSpec, WeightSpec
+from equibit.quantization.recipes import PUBLISHED, RECIPES, Recipe, ScalarSpec, WeightSpec
 from equibit.structures import Structure
 from equibit.structures.errors import ConfigError, ModelError
 
 ELEMENTS = (1, 6, 8)
 LOCAL = ["w8a8", "w4a8"]
-LAB = ["naive-w8a8", "paper-w8a8", "paper-w4a8", "gaq-w4a8"]
+LAB = [
+    "naive-w8a8", "paper-w8a8", "paper-w4a8", "gaq-w4a8", *(recipe.name for recipe in PUBLISHED)
+]  # fmt: skip
 
 
 def transformer(irreps: str = "16x0e+16x1o+16x2e", layers: int = 2) -> EquivariantTransformer:
@@ -106,7 +108,10 @@ def test_every_recipe_fits_every_network(name: str, make) -> None:  # type: igno
         assert not isinstance(module, AttentionInput)
     before, after = energies(parent, molecules()), energies(network, molecules())
     error = (after - before).std() / before.std()
-    assert 0 < error < (0.35 if RECIPES[name].weights.bits == 4 else 0.1)
+    if RECIPES[name] in PUBLISHED:  # which start where training is meant to take them from
+        assert 0 < error < 1
+    else:
+        assert 0 < error < (0.35 if RECIPES[name].weights.bits == 4 else 0.1)
     has_vectors = make is transformer
     assert network.uses_local_frames == (name in LOCAL and has_vectors)
     assert network.uses_lab_frames == (name in LAB and has_vectors)
@@ -119,6 +124,8 @@ def test_every_parameter_learns_from_energies_and_forces(name: str) -> None:
     energy, gradients = energies_and_edge_gradients(network, made)
     (energy.square().mean() + gradients.square().mean()).backward()
     for path, parameter in network.named_parameters():
+        if path.endswith("weight_quantizer.choice"):
+            continue  # roundings are learned block by block
         assert parameter.grad is not None, path
         assert parameter.grad.isfinite().all(), path
 

@@ -61,10 +61,10 @@ def smooth_(
                 for reader, first in readers
             ]
             scale = smoothing_scale(largest[name], weights, share)
-            norm.weight /= scale
-            norm.bias /= scale
+            norm.weight.div_(scale)
+            norm.bias.div_(scale)
             for weight in weights:
-                weight *= scale
+                weight.mul_(scale)
     return network
 
 

@@ -173,11 +173,12 @@ def quantize(
         if recipe.smoothing is not None:
             batches = [collator(everything).inputs]
             smooth_(network, batches, _evaluate, recipe.smoothing)
-        teacher = copy.deepcopy(network) if recipe.reconstruction is not None else None
+        fitting = recipe.reconstruction
+        teacher = None if fitting is None else copy.deepcopy(network)
         quantize_(network, recipe)
         calibrate(network, [collator(everything).inputs])
-        if teacher is not None:
-            reconstruct(network, teacher, train, recipe.reconstruction, seed=config.run.seed)
+        if fitting is not None and teacher is not None:
+            reconstruct(network, teacher, train, fitting, seed=config.run.seed)
         if epochs > 0:
             refit_shift(network, train)
     training, held_out = Collator(train, network), Collator(validation, network)
