@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from equibit.evaluation.batches import Progress
@@ -26,6 +27,8 @@ from equibit.quantization.convert import calibrate, quantize_
 from equibit.quantization.recipes import Recipe, ScalarSpec, VectorSpec, get_recipe
 from equibit.structures import Structure
 from equibit.training.batches import Collator
+from equibit.training.qat import QuantizationConfig
+from equibit.training.run import MODEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,7 +215,8 @@ class Ablations(Variants[VariantsConfig]):
         ]
 
     def _epochs(self) -> int:
-        return 2 if self.config.quick else 20
+        described = yaml.safe_load(self.config.fine_tuning.read_text())
+        return int(described.get("epochs", QuantizationConfig.model_fields["epochs"].default))
 
     def measurements(self, stages: Sequence[Stage]) -> list[Stage]:
         made = {stage.output: stage for stage in stages}
@@ -221,7 +225,7 @@ class Ablations(Variants[VariantsConfig]):
             for variant in self.variants():
                 if variant.name not in ("papers-int8", "no-normalisation"):
                     continue
-                model = self.folder(variant, seed) / "model.safetensors"
+                model = self.folder(variant, seed) / MODEL
                 parent = self.parent_model(variant, seed)
                 found.append(
                     Stray(

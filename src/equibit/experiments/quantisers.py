@@ -25,6 +25,7 @@ from equibit.experiments.variants import (
 )
 from equibit.structures import Structure
 from equibit.structures.errors import EquibitError
+from equibit.training.run import MODEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ class Quantisers(Variants[VariantsConfig]):
         found: list[Stage] = []
         for seed in self.config.seeds:
             for variant in self.variants():
-                model = self.folder(variant, seed) / "model.safetensors"
+                model = self.folder(variant, seed) / MODEL
                 parent = self.parent_model(variant, seed)
                 found.append(
                     Timing(

@@ -26,6 +26,7 @@ from equibit.quantization.recipes import Recipe, get_recipe
 from equibit.structures.errors import ConfigError
 from equibit.training.config import DataConfig, TrainingConfig, load_config, validated
 from equibit.training.qat import CONTROL, QuantizationConfig
+from equibit.training.run import MODEL
 
 PARENT = "fp32"
 
@@ -86,6 +87,8 @@ class Variants(Experiment[Config]):
     """An experiment whose rows are variants."""
 
     config_type: ClassVar[type[ExperimentConfig]] = VariantsConfig
+    # The ethanol table judges some of the same models, and as the full form does.
+    shared_results: ClassVar[Path] = Path("results/ethanol")
 
     @abstractmethod
     def known(self) -> Sequence[Variant]:
@@ -149,7 +152,7 @@ class Variants(Experiment[Config]):
         """The FP32 network that a variant is made from."""
         if self.config.parent is not None and not variant.network:
             return resolve_model(self.config.parent)
-        return self._parent_folder(seed, variant.network) / "model.safetensors"
+        return self._parent_folder(seed, variant.network) / MODEL
 
     def tuning(self, variant: Variant, seed: int) -> QuantizationConfig:
         """The fine-tuning of a variant."""
@@ -213,7 +216,7 @@ class Variants(Experiment[Config]):
         config = self.config
         return Evaluate(
             made,
-            config.results / f"{made.name}.json",
+            self.result(made.output),
             self.data(),
             parent=parent,
             limit=config.test,
@@ -228,13 +231,20 @@ class Variants(Experiment[Config]):
         """What was measured of a variant, by seed."""
         found = {}
         for seed in self.config.seeds:
-            folder = self.folder(variant, seed)
-            model = folder / "model.safetensors"
+            model = self.folder(variant, seed) / MODEL
             if model.is_file():
-                plain = read_evaluation(self.config.results / f"{folder.name}.json", model)
+                plain = read_evaluation(self.result(model), model)
                 if plain is not None:
                     found[seed] = plain
         return found
+
+    def result(self, model: Path) -> Path:
+        """Where the figures of a model are, or are to be."""
+        name = f"{model.parent.name}.json"
+        shared = self.shared_results / name
+        if not self.config.quick and model.is_file() and read_evaluation(shared, model) is not None:
+            return shared
+        return self.config.results / name
 
     def metric(self, variant: Variant, name: str) -> Average | None:
         """A figure of a variant over its seeds, by its name in ``METRICS``."""
