@@ -27,14 +27,14 @@ CASES: dict[str, Recipe] = {**RECIPES, "w4a8-centered": CENTERED}
 )
 def test_a_saved_network_returns_bit_for_bit(name: str, architecture: str) -> None:
     make = NETWORKS[architecture]
-    network = calibrated(make(), CASES[name])
+    network = calibrated(make(), CASES[name]).eval()
     tensors, manifest = export_state(network)
     manifest = json.loads(json.dumps(manifest))
     with torch.random.fork_rng():
         fresh = make()
         for parameter in fresh.parameters():
             torch.nn.init.normal_(parameter)
-    loaded = import_state(fresh, tensors, manifest)
+    loaded = import_state(fresh, tensors, manifest).eval()
     assert torch.equal(energies(loaded, molecules()), energies(network, molecules()))
     assert loaded.recipe == CASES[name]
     assert loaded.uses_local_frames == network.uses_local_frames

@@ -214,7 +214,7 @@ class Quantize(_Run):
         return self.settings.epochs
 
     def _is_done(self) -> bool:
-        return super()._is_done() and not recipe_changed(self.settings)
+        return not recipe_changed(self.settings) and super()._is_done()
 
     def run(self, progress: ProgressFactory = no_bars) -> None:
         structures, validation, record = load_training_structures(self.data)

@@ -370,19 +370,9 @@ def claim_folder(config: BaseModel, output: Path, *, resume: bool) -> Path | Non
 
 
 def _identity(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change between sessions: all but threads, devices and schedules of saving.
-
-    Keys that did not exist when a run began have the value that does what was done before.
-    """
-    run, network = tree.get("run"), tree.get("network")
-    if isinstance(network, dict):
-        network = {"temperature": "learned", **network}
-    return {
-        "labels": "data",
-        **tree,
-        "network": network,
-        "run": run.get("seed") if isinstance(run, dict) else None,
-    }
+    """What may not change between sessions: all but threads, devices and schedules of saving."""
+    run = tree.get("run")
+    return {**tree, "run": run.get("seed") if isinstance(run, dict) else None}
 
 
 def write_summary(
