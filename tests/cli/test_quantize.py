@@ -102,7 +102,7 @@ def test_a_dry_run_writes_nothing(
     assert sorted(output.parent.rglob("*")) == before
     text = capsys.readouterr().out
     if flags:
-        assert json.loads(text)["recipe"]["name"] == "w4a8"
+        assert json.loads(text)["recipe"] == "w4a8"
     else:
         assert "w4a8" in text
 
