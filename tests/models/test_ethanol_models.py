@@ -17,7 +17,7 @@ from equibit.storage.checksum import file_sha256
 from equibit.structures import Potential, Structure
 
 # Bounds on the force error in eV/Å against PBE/def2-SVP with density fitting.
-MODELS = {"ethanol-fp32": 4.5e-3, "ethanol-w8a8": 4.7e-3, "ethanol-w4a8": 5.5e-3}
+MODELS = {"ethanol-fp32": 4.3e-3, "ethanol-w8a8": 4.4e-3, "ethanol-w4a8": 4.5e-3}
 
 
 @pytest.fixture(scope="module")
