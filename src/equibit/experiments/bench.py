@@ -181,6 +181,25 @@ def run_bench(
 
 def saved_models(folder: Path, settings: BenchSettings) -> dict[str, Path]:
     """One network as float32 and in each recipe, as files."""
+    network = {
+        "irreps": settings.irreps,
+        "layers": settings.layers,
+        "attention": settings.attention,
+    }
+    return {
+        recipe: random_model(folder / f"{recipe}.safetensors", recipe, network)
+        for recipe in ("fp32", *settings.recipes)
+    }
+
+
+def random_model(path: Path, recipe: str, settings: Mapping[str, Any]) -> Path:
+    """A file of a network with random weights, the same for all recipes.
+
+    Args:
+        path: of the file.
+        recipe: ``fp32``, or a recipe, calibrated on ethanol.
+        settings: of the network, its elements aside.
+    """
     import torch
 
     from equibit.models.files import save_model
@@ -191,26 +210,16 @@ def saved_models(folder: Path, settings: BenchSettings) -> dict[str, Path]:
     from equibit.networks.potential import build_graph, orient
     from equibit.quantization.convert import calibrate, freeze_, quantize_
 
-    paths = {}
-    for recipe in ("fp32", *settings.recipes):
-        torch.manual_seed(0)
-        config = EquivariantTransformerConfig.model_validate(
-            {
-                "elements": ELEMENTS,
-                "irreps": settings.irreps,
-                "layers": settings.layers,
-                "attention": settings.attention,
-            }
-        )
-        network = EquivariantTransformer(config)
-        if recipe != "fp32":
-            quantize_(network, recipe)
-            graph, vectors = build_graph([ETHANOL], config.elements, config.cutoff)
-            calibrate(network, [orient(network, graph, vectors)])
-            freeze_(network)
-        paths[recipe] = folder / f"{recipe}.safetensors"
-        save_model(paths[recipe], network, name=f"random-{recipe}", training={})
-    return paths
+    torch.manual_seed(0)
+    config = EquivariantTransformerConfig.model_validate({"elements": ELEMENTS, **settings})
+    network = EquivariantTransformer(config)
+    if recipe != "fp32":
+        quantize_(network, recipe)
+        graph, vectors = build_graph([ETHANOL], config.elements, config.cutoff)
+        calibrate(network, [orient(network, graph, vectors)])
+        freeze_(network)
+    save_model(path, network, name=f"random-{recipe}", training={})
+    return path
 
 
 def time_in_turns(

@@ -49,6 +49,10 @@ EXPERIMENTS = {
         "equibit.experiments.dynamics:Dynamics",
         "Drift over a nanosecond, stability at 500 K, force errors of turned structures.",
     ),
+    "cost": Entry(
+        "equibit.experiments.cost:Cost",
+        "Time against atoms, neighbours, channels, degree and bits; bars of ethanol.",
+    ),
     "nequip": Entry(
         "equibit.experiments.nequip:Nequip",
         "NequIP of its package, trained here, after post-training quantisation.",
