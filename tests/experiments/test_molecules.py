@@ -57,7 +57,7 @@ def test_every_molecule_has_its_figures(settings: dict[str, Any]) -> None:
         low = report["data"][f"{row[0]} w4a8"]["0"]["forces_mae"]
         assert f"{forces:.3g}" in row[1]
         assert row[-1].startswith(f"{low / forces:.2f}"[:4])
-    assert [row[1] for row in beside["rows"]] == ["0.400, 2.10", "0.800, 4.10"]
+    assert [row[1] for row in beside["rows"]] == ["0.4, 2.1", "0.8, 4.1"]
     # Not all ten molecules were run, so nothing is said of their mean.
     assert report["claims"][0]["verdict"] == "not run"
 

@@ -214,7 +214,7 @@ class TableTwo(_Molecules):
             "Published in paper 1, not measured here",
             ("", *TABLE_TWO_NETWORKS),
             tuple(
-                (molecule, *map(_pair, TABLE_TWO[molecule]))
+                (molecule, *map(_printed, TABLE_TWO[molecule]))
                 for molecule in self.config.molecules
                 if molecule in TABLE_TWO
             ),
@@ -255,7 +255,9 @@ class Rmd17(_Molecules):
             found, record = means.get((molecule, PARENT)), MACE_RMD17[molecule]
             ratio = None if found is None else found[1] / record[1]
             met = NOT_RUN if ratio is None else "yes" if ratio <= MACE_SHARE else "no"
-            rows.append((molecule, _pair(record), NOT_RUN if ratio is None else number(ratio), met))
+            rows.append(
+                (molecule, _printed(record), NOT_RUN if ratio is None else number(ratio), met)
+            )
         yield Table(
             "Beside the published record",
             ("", "MACE as published: energy, forces", "our FP32 forces over it",
@@ -302,3 +304,8 @@ def _mean(by_seed: Mapping[int, Mapping[str, Any]], what: str) -> float:
 
 def _pair(errors: Sequence[float] | None) -> str:
     return NOT_RUN if errors is None else ", ".join(number(error) for error in errors)
+
+
+def _printed(published: Sequence[float]) -> str:
+    """Figures with the digits they were published with."""
+    return ", ".join(f"{figure:g}" for figure in published)
