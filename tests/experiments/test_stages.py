@@ -170,7 +170,7 @@ def test_a_dry_run_lists_and_does_nothing(
 def test_a_table_that_was_not_run_says_so(toy: Callable[..., Toy], tmp_path: Path) -> None:
     toy().run(["report"])
     text = (tmp_path / "results" / "toy.md").read_text()
-    assert "Not run: measure first, measure second." in text
+    assert "Not run (2 stages): first, second." in text
     assert "Nothing was run yet." in text
 
 

@@ -19,7 +19,7 @@ from equibit.experiments.ablations import (
     changed,
     stray_table,
 )
-from equibit.experiments.quantisers import NAMES, Quantisers, engine_times, judged
+from equibit.experiments.quantisers import NAMES, Quantisers, better, engine_times, judged
 from equibit.experiments.variants import Variant, resolved
 from equibit.models.files import load_network
 from equibit.networks.equivariant_transformer import EquivariantTransformerConfig
@@ -142,11 +142,12 @@ def test_every_named_quantiser_is_a_recipe() -> None:
 
 
 def test_verdicts() -> None:
-    low = {"confirmed": lambda x: x < 2, "surpassed": lambda x: x < 1}
-    assert judged((None,), **low) == "not run"
-    assert [judged((x,), **low) for x in (0.5, 1.5, 2.5)] == [
-        "surpassed", "confirmed", "not confirmed"
-    ]  # fmt: skip
+    assert judged((None, 1.0), confirmed=lambda x, y: True) == "not run"
+    assert judged((1.0,), confirmed=lambda x: x < 2) == "confirmed"
+    assert judged((3.0,), confirmed=lambda x: x < 2) == "not confirmed"
+    assert better("confirmed", "not run") == "surpassed"
+    assert better("not confirmed", "confirmed") == "confirmed"
+    assert better("not run", "not confirmed") == "not confirmed"
 
 
 def test_claims_are_judged_by_the_figures(

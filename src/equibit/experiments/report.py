@@ -104,7 +104,8 @@ class Report(Record):
             parts.append("**Quick run: it shows that everything works and is no evidence.**")
         parts.append(self.protocol)
         if self.missing:
-            parts.append(f"Not run: {', '.join(self.missing)}.")
+            names = dict.fromkeys(stage.rpartition(" ")[2] for stage in self.missing)
+            parts.append(f"Not run ({len(self.missing)} stages): {', '.join(names)}.")
         parts += [table.markdown() for table in self.tables]
         if self.claims:
             parts += ["**The papers' claims**", claims_table(self.claims)]
