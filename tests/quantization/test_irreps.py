@@ -186,6 +186,15 @@ def test_forces_pass_through_twice() -> None:
     assert float(weight.grad.abs().max()) > 0
 
 
+def test_vectors_have_weights_of_their_own() -> None:
+    network = Tiny()
+    quantize_irreps_(network, Recipe(weights=WeightSpec(bits=4), vector_weights=WeightSpec(bits=8)))
+    for name in ("mix", "connect"):
+        layer = rounded_layers(network)[name]
+        assert [path.degree for path in layer.paths] == [0, 1, 2]
+        assert [quantizer.spec.bits for quantizer in layer.weights] == [4, 8, 8]
+
+
 def test_bytes() -> None:
     network = nn.Sequential(nn.Linear(64, 32))
     quantize_irreps_(network, Recipe())
@@ -204,6 +213,8 @@ def test_layers_can_be_left_alone() -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(ModelError, match="finds no matrix product"):
         quantize_irreps_(nn.Sequential(nn.ReLU()), Recipe())
+    with pytest.raises(ModelError, match="'qdrop-w4a8' needs more than rounding"):
+        quantize_irreps_(Tiny(), "qdrop-w4a8")
     network = Tiny()
     quantize_irreps_(network, Recipe())
     x, species, _ = rows()

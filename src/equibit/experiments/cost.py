@@ -112,6 +112,7 @@ class Cost(Experiment[CostConfig]):
                     settings,
                     lambda progress, sweep=sweep: self._sweep(sweep, progress),  # type: ignore[misc]
                     like=sweep,
+                    foreseen=self._seconds(len(getattr(config, field)) * len(config.recipes)),
                 )
             )
         stages.append(
@@ -123,6 +124,8 @@ class Cost(Experiment[CostConfig]):
                     "ethanol": self._times(config.bits, {}, ETHANOL),
                     "water": self._times(config.bits, {}, water(config.system // 3)),
                 },
+                like="bits",
+                foreseen=self._seconds(2 * len(config.bits)),
             )
         )
         stages.append(
@@ -132,9 +135,15 @@ class Cost(Experiment[CostConfig]):
                 {"models": config.models, "rounds": config.rounds, "budget": config.budget},
                 lambda _: self._figure_four(),
                 inputs=[resolve_model(name) for name in config.models],
+                like=FIGURE_FOUR,
+                foreseen=self._seconds(len(config.models)),
             )
         )
         return stages
+
+    def _seconds(self, contenders: int) -> float:
+        """Of that many contenders: their turns, and about two seconds to make a network."""
+        return contenders * (2.0 + self.config.rounds * self.config.budget)
 
     def _sweep(self, sweep: str, progress: Progress) -> list[dict[str, Any]]:
         """Points of a sweep: the size that is varied, and µs of a step by recipe."""
@@ -373,6 +382,8 @@ def draw(figure: Figure, found: Mapping[str, Any]) -> None:
         sizes = [point["size"] for point in points]
         for recipe in points[0]["microseconds"]:
             axis.loglog(sizes, [p["microseconds"][recipe] for p in points], "o-", label=recipe)
+        axis.minorticks_off()
+        axis.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
         axis.set_xlabel(SWEEPS[sweep])
         axis.set_ylabel("µs per step")
         axis.grid(alpha=0.3, lw=0.5, which="both")
@@ -382,10 +393,9 @@ def draw(figure: Figure, found: Mapping[str, Any]) -> None:
         heights = [(found[FIGURE_FOUR][n]["figures"] or {}).get(key) or 0.0 for n in names]
         label = f"{'energy' if shift < 0 else 'force'} MAE, {unit}"
         bars.bar(np.arange(len(names)) + shift, heights, 0.4, label=label)
-    for place, name in enumerate(names):
-        own = found[FIGURE_FOUR]
-        times = own[names[0]]["microseconds"] / own[name]["microseconds"]
-        bars.annotate(f"{times:.2f}×", (place, 0), ha="center", va="bottom", fontsize="small")
-    bars.set_xticks(range(len(names)), names, fontsize="x-small")
+    own = found.get(FIGURE_FOUR, {})
+    faster = [own[names[0]]["microseconds"] / own[name]["microseconds"] for name in names]
+    labels = [f"{name}\n{times:.2f}× as fast" for name, times in zip(names, faster, strict=True)]
+    bars.set_xticks(range(len(names)), labels, fontsize="x-small")
     bars.legend(fontsize="x-small")
     panels[5].axis("off")

@@ -323,6 +323,7 @@ class Measure(Stage):
         settings: all that the answer depends on, inputs aside; plain values.
         inputs: files that it reads.
         measure: gives the answer, in values that ``to_plain`` knows.
+        foreseen: seconds that it will take, where the settings say so.
     """
 
     kind = "measure"
@@ -337,14 +338,19 @@ class Measure(Stage):
         inputs: Sequence[Path] = (),
         needs: Sequence[Stage] = (),
         like: str = "",
+        foreseen: float | None = None,
     ) -> None:
         super().__init__(name, output, needs=needs, like=like)
+        self.foreseen = foreseen
         self.settings = to_plain(settings)
         self.inputs = tuple(inputs)
         self.measure = measure
 
     def _is_done(self) -> bool:
         return self.result() is not None
+
+    def seconds_foreseen(self, *, trial: bool) -> float | None:
+        return self.foreseen
 
     def result(self) -> Any:
         """The kept answer, or None where there is none for these settings and inputs."""

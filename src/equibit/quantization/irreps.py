@@ -35,11 +35,13 @@ class Path:
     Attributes:
         start, shape: where it begins, and its axes there.
         out_axis: which axis counts output channels.
+        degree: ℓ of what it makes.
     """
 
     start: int
     shape: tuple[int, ...]
     out_axis: int
+    degree: int = 0
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Shape: [numbers] → [out, in]."""
@@ -99,22 +101,24 @@ def _linear(module: Any) -> Layer:
     if not module.internal_weights:
         raise ModelError("an e3nn Linear gets its weights from outside; keep it in FP32")
     return Layer(
-        _paths([i.path_shape for i in module.instructions if i.i_in != -1], out_axis=1),
+        _paths([i for i in module.instructions if i.i_in != -1], module.irreps_out, out_axis=1),
         (_blocks(module.irreps_in),),
     )
 
 
 def _tensor_product(module: Any) -> Layer:
-    shapes = [i.path_shape for i in module.instructions if i.has_weight]
+    weighted = [i for i in module.instructions if i.has_weight]
     return Layer(
-        _paths(shapes, out_axis=2), (_blocks(module.irreps_in1), _blocks(module.irreps_in2))
+        _paths(weighted, module.irreps_out, out_axis=2),
+        (_blocks(module.irreps_in1), _blocks(module.irreps_in2)),
     )
 
 
-def _paths(shapes: Sequence[tuple[int, ...]], *, out_axis: int) -> tuple[Path, ...]:
+def _paths(instructions: Sequence[Any], irreps_out: Any, *, out_axis: int) -> tuple[Path, ...]:
     paths, start = [], 0
-    for shape in shapes:
-        paths.append(Path(start, tuple(shape), out_axis))
+    for instruction in instructions:
+        shape = tuple(instruction.path_shape)
+        paths.append(Path(start, shape, out_axis, int(irreps_out[instruction.i_out].ir.l)))
         start += prod(shape)
     return tuple(paths)
 
@@ -151,7 +155,12 @@ class RoundedLayer(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, layer: Layer, recipe: Recipe, surroundings: Surroundings
+        self,
+        name: str,
+        module: nn.Module,
+        layer: Layer,
+        recipe: Recipe,
+        surroundings: Surroundings,
     ) -> None:
         super().__init__()
         self.layer = module
@@ -159,13 +168,12 @@ class RoundedLayer(nn.Module):
         self.inputs = layer.inputs
         self.surroundings = surroundings
         weight = getattr(module, "weight", None)
-        self.weights = nn.ModuleList(
-            WeightQuantizer.named(recipe.weights.method)(
-                recipe.weights, path.matrix(weight.detach())
-            )
-            for path in layer.paths
-            if isinstance(weight, Tensor)
-        )
+        self.weights = nn.ModuleList()
+        for path in layer.paths if isinstance(weight, Tensor) else ():
+            own = recipe.vector_weights if path.degree else None
+            wanted = own or recipe.weights_of(name)
+            matrix = path.matrix(weight.detach())
+            self.weights.append(WeightQuantizer.named(wanted.method)(wanted, matrix))
         self.scalars, self.vectors = nn.ModuleDict(), nn.ModuleDict()
         for argument, blocks in enumerate(layer.inputs):
             for number, (channels, degree) in enumerate(blocks):
@@ -248,9 +256,14 @@ def quantize_irreps_(
 
     Raises:
         ConfigError: unknown recipe, quantiser or codec.
-        ModelError: nothing to quantise, or done already.
+        ModelError: nothing to quantise, done already, or a recipe that needs more than rounding.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if recipe.protection or recipe.smoothing or recipe.reconstruction:
+        raise ModelError(
+            f"recipe {recipe.name!r} needs more than rounding (protection, smoothing or "
+            "reconstruction), which is known for equibit's own networks only"
+        )
     keep = (*recipe.keep_fp32, *keep_fp32)
     known = {**known_layers(), **(also or {})}
     if any(isinstance(module, RoundedLayer) for module in network.modules()):
@@ -272,7 +285,7 @@ def quantize_irreps_(
     surroundings = Surroundings(sorted(degrees))
     for name, (module, layer) in found.items():
         parent, _, attribute = name.rpartition(".")
-        rounded = RoundedLayer(module, layer, recipe, surroundings).train(module.training)
+        rounded = RoundedLayer(name, module, layer, recipe, surroundings).train(module.training)
         reference = next((p for p in module.parameters()), None)
         setattr(
             network.get_submodule(parent),
