@@ -169,7 +169,8 @@ class RoundedLayer(nn.Module):
         self.surroundings = surroundings
         weight = getattr(module, "weight", None)
         self.weights = nn.ModuleList()
-        for path in layer.paths if isinstance(weight, Tensor) else ():
+        for path in layer.paths:
+            assert isinstance(weight, Tensor)
             own = recipe.vector_weights if path.degree else None
             wanted = own or recipe.weights_of(name)
             matrix = path.matrix(weight.detach())
