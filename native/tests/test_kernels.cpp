@@ -265,6 +265,7 @@ int main() {
     test_product(kernels, 3, 1300, 5, 16, 1 << 16);
     test_product(kernels, 41, 256, 70, 16, 64);
     test_product(kernels, 41, 256, 70, 8, 64);
+    test_product(kernels, 17, 512, 40, 8, 32);  // more groups than tiles take at a time
     test_heads_and_norms(kernels);
   }
   test_loader();

@@ -78,6 +78,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     rows = record["systems"]["ethanol"]
     fastest = engine.kernel_names()[0]
     assert rows[f"engine w8a8 {fastest}"]["forces"]["own_fp32_over_this"] > 0
+    stages = record["stages"]["ethanol"]
+    assert set(stages) == {f"{r} {what}" for r in ("fp32", "w8a8") for what in ("energy", "forces")}
+    assert stages["w8a8 forces"]["edges, reverse"] > 0 == stages["w8a8 energy"]["edges, reverse"]
+    assert stages["w8a8 energy"]["rounding"] > 0 == stages["fp32 forces"]["rounding"]
+    assert 0 < record["roofline"][f"engine w8a8 {fastest}"]["share"] < 1
     assert record["cost_against_atoms"][0]["atoms"] == 24
     assert 10 < record["peak_megabytes"]["water-192"]["engine fp32"] < 250
     assert set(record["threads"]) == {"64 ethanol molecules"}

@@ -20,6 +20,7 @@
 #include "files/container.h"
 #include "files/faults.h"
 #include "kernels/kernels.h"
+#include "kernels/timed.h"
 #include "operations/evaluator.h"
 #include "operations/faults.h"
 #include "operations/tensors.h"
@@ -37,8 +38,9 @@ const Kernels& kernels_named(const std::optional<std::string>& name) {
 }
 
 /// Python takes ownership.
-Model* load(const std::string& path, const std::optional<std::string>& kernels) {
-  const Kernels& table = kernels_named(kernels);
+Model* load(const std::string& path, const std::optional<std::string>& kernels, bool timed) {
+  const Kernels& chosen = kernels_named(kernels);
+  const Kernels& table = timed ? timed_kernels(chosen) : chosen;
   const nb::gil_scoped_release release;
   return new Model(load_model(read_file(path), table));
 }
@@ -126,7 +128,21 @@ NB_MODULE(_native, m) {
         return rows;
       });
   m.def("load", &load, nb::rv_policy::take_ownership, nb::arg("path"),
-        nb::arg("kernels") = nb::none());
+        nb::arg("kernels") = nb::none(), nb::arg("timed") = false);
+  m.def("float_rate", [](const std::optional<std::string>& name) {
+    const Kernels& kernels = kernels_named(name);
+    const nb::gil_scoped_release release;
+    return float_rate(kernels);
+  }, nb::arg("kernels") = nb::none());
+  m.def("take_stage_seconds", [] {
+    double seconds[kStages];
+    take_stage_seconds(seconds);
+    std::vector<std::tuple<std::string, double>> stages;
+    for (int stage = 0; stage < kStages; ++stage) {
+      stages.emplace_back(kStageNames[stage], seconds[stage]);
+    }
+    return stages;
+  });
   bind_dynamics(m);
 }
 

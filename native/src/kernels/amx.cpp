@@ -1,8 +1,7 @@
 // The AVX-512 table with products of codes on the tile registers of AMX.
 //
-// A tile of inputs is 16 rows of 64 codes; a tile of weights is 16 words of 16 output channels, which
-// is half of a packed panel as it lies in memory. Sums are exact integers, and what follows them is
-// the arithmetic of `codes.inc`, so results equal those of the AVX-512 table to the last bit.
+// A tile of inputs is 16 rows of 64 codes; a tile of weights is 16 words of 16 output channels,
+// which is half of a packed panel as it lies in memory. Sums are exact integers.
 
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -33,14 +32,14 @@ struct alignas(64) TileConfig {
 /// What the tile registers of this thread are set up for: 100·rows + words, or 0.
 thread_local int configured = 0;
 
-// 0–5: sums of each plane and half of a panel; 6: inputs; 7: weights.
+// 0–2: sums of each plane; 3: weights; 4–7: inputs.
 void configure(int rows, int words) {
   if (configured == 100 * rows + words) return;
   configured = 100 * rows + words;
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
-    config.bytes[tile] = static_cast<uint16_t>(tile == 6 ? 4 * words : 64);
-    config.rows[tile] = static_cast<uint8_t>(tile == 7 ? words : rows);
+    config.bytes[tile] = static_cast<uint16_t>(tile >= 4 ? 4 * words : 64);
+    config.rows[tile] = static_cast<uint8_t>(tile == 3 ? words : rows);
   }
   _tile_loadconfig(&config);
 }
@@ -51,144 +50,177 @@ void release() {
   _tile_release();
 }
 
-/// Sums over a run of words for 16 rows and one panel. Shape: sums [planes][2][16][16].
-template <int Planes>
+constexpr int kHeld = 4;           // tiles of inputs that stay loaded
+constexpr int kSums = 256;         // of one tile
+
+/// Tiles are named by literals.
+template <int Tile>
+EQUIBIT_INLINE void load_input(const int32_t* x, int64_t stride) {
+  static_assert(Tile >= 4 && Tile < 8);
+  if constexpr (Tile == 4) _tile_loadd(4, x, stride * 4);
+  if constexpr (Tile == 5) _tile_loadd(5, x, stride * 4);
+  if constexpr (Tile == 6) _tile_loadd(6, x, stride * 4);
+  if constexpr (Tile == 7) _tile_loadd(7, x, stride * 4);
+}
+
+/// Adds products of one plane. The highest plane is signed.
+template <int Plane, int Tile>
+EQUIBIT_INLINE void add_products() {
+#define EQUIBIT_ADD(TILE)                              \
+  if constexpr (Tile == (TILE)) {                      \
+    if constexpr (Plane == 0) _tile_dpbssd(0, TILE, 3); \
+    if constexpr (Plane == 1) _tile_dpbusd(1, TILE, 3); \
+    if constexpr (Plane == 2) _tile_dpbusd(2, TILE, 3); \
+  }
+  EQUIBIT_ADD(4)
+  EQUIBIT_ADD(5)
+  EQUIBIT_ADD(6)
+  EQUIBIT_ADD(7)
+#undef EQUIBIT_ADD
+}
+
+/// f<0>(), …, f<N − 1>().
+template <int N, typename F>
+EQUIBIT_INLINE void each(const F& f) {
+  if constexpr (N > 0) f.template operator()<0>();
+  if constexpr (N > 1) f.template operator()<1>();
+  if constexpr (N > 2) f.template operator()<2>();
+  if constexpr (N > 3) f.template operator()<3>();
+}
+
+/// Loads all inputs of a block of rows, `Steps` tiles of each plane.
+template <int Planes, int Steps>
+EQUIBIT_INLINE void hold_inputs(const int32_t* x, int plane, int64_t stride) {
+  each<Steps>([&]<int Step>() EQUIBIT_INLINE_LAMBDA {
+    each<Planes>([&]<int Plane>() EQUIBIT_INLINE_LAMBDA {
+      load_input<4 + Step * Planes + Plane>(x + Plane * plane + Step * kTile, stride);
+    });
+  });
+}
+
+/// Sums over a run of words for one half of a panel, of inputs that are held where Steps > 0.
+/// Shape: sums [planes][16][16].
+template <int Planes, int Steps>
 EQUIBIT_INLINE void sum_tiles(const int32_t* x, int plane, int64_t stride, const int32_t* weight,
                               int words, int step, int32_t* sums) {
   _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (Planes > 1) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  if constexpr (Planes > 2) {
-    _tile_zero(4);
-    _tile_zero(5);
-  }
-  for (int word = 0; word < words; word += step) {
-    const int32_t* w = weight + word * kPanel;
-    // Tiles are named by literals. The first plane of several is signed.
-#define EQUIBIT_HALF(AT, FIRST, SECOND, THIRD)              \
-  _tile_loadd(7, w + (AT), kPanel * 4);                     \
-  _tile_loadd(6, x + word, stride * 4);                     \
-  if constexpr (Planes == 1) {                              \
-    _tile_dpbusd(FIRST, 6, 7);                              \
-  } else {                                                  \
-    _tile_dpbssd(FIRST, 6, 7);                              \
-    _tile_loadd(6, x + plane + word, stride * 4);           \
-    _tile_dpbusd(SECOND, 6, 7);                             \
-  }                                                         \
-  if constexpr (Planes > 2) {                               \
-    _tile_loadd(6, x + 2 * plane + word, stride * 4);       \
-    _tile_dpbusd(THIRD, 6, 7);                              \
-  }
-    EQUIBIT_HALF(0, 0, 2, 4)
-    EQUIBIT_HALF(kTile, 1, 3, 5)
-#undef EQUIBIT_HALF
+  if constexpr (Planes > 1) _tile_zero(1);
+  if constexpr (Planes > 2) _tile_zero(2);
+  if constexpr (Steps > 0) {
+    each<Steps>([&]<int Step>() EQUIBIT_INLINE_LAMBDA {
+      _tile_loadd(3, weight + Step * kTile * kPanel, kPanel * 4);
+      each<Planes>([&]<int Plane>() EQUIBIT_INLINE_LAMBDA {
+        add_products<Plane, 4 + Step * Planes + Plane>();
+      });
+    });
+  } else {
+    for (int word = 0; word < words; word += step) {
+      _tile_loadd(3, weight + word * kPanel, kPanel * 4);
+      each<Planes>([&]<int Plane>() EQUIBIT_INLINE_LAMBDA {
+        load_input<4 + Plane>(x + Plane * plane + word, stride);
+        add_products<Plane, 4 + Plane>();
+      });
+    }
   }
   _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 256, 64);
-  if constexpr (Planes > 1) {
-    _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
-  }
-  if constexpr (Planes > 2) {
-    _tile_stored(4, sums + 1024, 64);
-    _tile_stored(5, sums + 1280, 64);
-  }
-}
-
-/// One row of a panel: (Σ_g step_g · sum_g) · scale + bias, stored or added.
-EQUIBIT_INLINE void finish_row(__m512 low, __m512 high, float scale,
-                                                      const float* bias, float* y, int valid,
-                                                      bool add) {
-  const __m512 factor = _mm512_set1_ps(scale);
-  const auto part = [&](__m512 x, int at) EQUIBIT_INLINE_LAMBDA {
-    const int left = valid - at;
-    if (left <= 0) return;
-    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    x = _mm512_mul_ps(x, factor);
-    if (bias != nullptr) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, bias + at));
-    if (add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, y + at));
-    _mm512_mask_storeu_ps(y + at, mask, x);
-  };
-  part(low, 0);
-  part(high, 16);
+  if constexpr (Planes > 1) _tile_stored(1, sums + kSums, 64);
+  if constexpr (Planes > 2) _tile_stored(2, sums + 2 * kSums, 64);
 }
 
 /// The sum of one row and half of a panel over its planes.
 template <int Planes>
-EQUIBIT_INLINE __m512 total_of(const int32_t* sum, __m512i offset) {
+EQUIBIT_INLINE __m512 total_of(const int32_t* sum) {
   __m512i whole = _mm512_load_si512(sum);
-  if constexpr (Planes == 1) return _mm512_cvtepi32_ps(_mm512_add_epi32(whole, offset));
-  const __m512i next = _mm512_load_si512(sum + 512);
+  if constexpr (Planes == 1) return _mm512_cvtepi32_ps(whole);
+  const __m512i next = _mm512_load_si512(sum + kSums);
   if constexpr (Planes == 2) {
     return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(whole, 8), next));
   }
-  const __m512i low = _mm512_add_epi32(_mm512_slli_epi32(next, 8), _mm512_load_si512(sum + 1024));
+  const __m512i last = _mm512_load_si512(sum + 2 * kSums);
+  const __m512i low = _mm512_add_epi32(_mm512_slli_epi32(next, 8), last);
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(65536.0f),
                          _mm512_cvtepi32_ps(low));
 }
 
-template <int Planes>
+/// Rows of half a panel: (Σ_g step_g · sum_g) · scale + bias, stored or added.
+template <int Planes, bool Grouped>
+EQUIBIT_INLINE void finish_rows(const CodeProduct& p, int64_t begin, int rows, int first,
+                                const float* steps, int groups, const int32_t* sums) {
+  const int left = p.out - first;
+  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  const __m512 step = _mm512_loadu_ps(steps);
+  const __m512 same = p.bias != nullptr && p.bias_index == nullptr
+                          ? _mm512_maskz_loadu_ps(mask, p.bias + first)
+                          : _mm512_setzero_ps();
+  for (int r = 0; r < rows; ++r) {
+    const int64_t at = begin + r;
+    __m512 sum = _mm512_mul_ps(total_of<Planes>(sums + r * kTile), step);
+    if constexpr (Grouped) {
+      for (int group = 1; group < groups; ++group) {
+        sum = _mm512_fmadd_ps(total_of<Planes>(sums + group * Planes * kSums + r * kTile),
+                              _mm512_loadu_ps(steps + group * kPanel), sum);
+      }
+    }
+    float* y = p.y + at * p.ldy + first;
+    __m512 start = same;
+    if (p.bias_index != nullptr) {
+      const int64_t row = p.bias_index[at] * static_cast<int64_t>(p.out);
+      start = _mm512_maskz_loadu_ps(mask, p.bias + row + first);
+    }
+    sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(p.scales[at]), start);
+    if (p.add) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y));
+    _mm512_mask_storeu_ps(y, mask, sum);
+  }
+}
+
+/// Tiles of half a panel are under way while the half before is finished.
+template <int Planes, int Steps, bool Grouped>
 void product(const CodeProduct& p) {
-  const bool grouped = p.group_words < p.words;
-  const int run = grouped ? p.group_words : p.words;
+  constexpr int kBuffer = Planes * kSums * (Grouped ? kMostGroups : 1);
+  const int run = Grouped ? p.group_words : p.words;
   const int step = run < kTile ? run : kTile;
   const int64_t stride = static_cast<int64_t>(Planes) * p.words;
-  alignas(64) int32_t sums[Planes * 512];
-  alignas(64) float kept[kTile * kPanel];
+  const int halves = (p.out + kTile - 1) / kTile;
+  alignas(64) int32_t sums[2][kBuffer];
   for (int64_t begin = 0; begin < p.rows; begin += kTile) {
     const int rows = static_cast<int>(p.rows - begin < kTile ? p.rows - begin : kTile);
     const int32_t* x = p.x + begin * stride;
     configure(rows, step);
-    for (int first = 0, panel = 0; first < p.out; first += kPanel, ++panel) {
-      const int32_t* weight = p.weight + static_cast<int64_t>(panel) * p.words * kPanel;
-      const int valid = p.out - first;
-      for (int group = 0, word = 0; group < p.groups; ++group, word += run) {
-        sum_tiles<Planes>(x + word, p.words, stride, weight + word * kPanel, run, step, sums);
-        const int64_t row = (static_cast<int64_t>(panel) * p.groups + group) * kPanel;
-        const __m512 step_low = _mm512_loadu_ps(p.steps + row);
-        const __m512 step_high = _mm512_loadu_ps(p.steps + row + kTile);
-        const __m512i offset_low = _mm512_loadu_si512(p.offsets + row);
-        const __m512i offset_high = _mm512_loadu_si512(p.offsets + row + kTile);
-        for (int r = 0; r < rows; ++r) {
-          const __m512 a = total_of<Planes>(sums + r * kTile, offset_low);
-          const __m512 b = total_of<Planes>(sums + 256 + r * kTile, offset_high);
-          float* before = kept + r * kPanel;
-          __m512 low = _mm512_mul_ps(a, step_low), high = _mm512_mul_ps(b, step_high);
-          if (group > 0) {
-            low = _mm512_fmadd_ps(a, step_low, _mm512_load_ps(before));
-            high = _mm512_fmadd_ps(b, step_high, _mm512_load_ps(before + kTile));
-          }
-          if (group + 1 < p.groups) {
-            _mm512_store_ps(before, low);
-            _mm512_store_ps(before + kTile, high);
-            continue;
-          }
-          const int64_t at = begin + r;
-          const int64_t z = p.bias_index != nullptr ? p.bias_index[at] : 0;
-          const float* bias = p.bias != nullptr ? p.bias + z * p.out + first : nullptr;
-          finish_row(low, high, p.scales[at], bias, p.y + at * p.ldy + first, valid, p.add);
+    if constexpr (Steps > 0) hold_inputs<Planes, Steps>(x, p.words, stride);
+    for (int half = 0; half <= halves; ++half) {
+      if (half < halves) {
+        const int64_t panel = half / 2;
+        const int32_t* weight = p.weight + panel * p.words * kPanel + half % 2 * kTile;
+        for (int group = 0, word = 0; group < (Grouped ? p.groups : 1); ++group, word += run) {
+          sum_tiles<Planes, Steps>(x + word, p.words, stride, weight + word * kPanel, run, step,
+                                   sums[half % 2] + group * Planes * kSums);
         }
+      }
+      if (half > 0) {
+        const int64_t panel = (half - 1) / 2;
+        const float* steps = p.steps + panel * p.groups * kPanel + (half - 1) % 2 * kTile;
+        finish_rows<Planes, Grouped>(p, begin, rows, (half - 1) * kTile, steps, p.groups,
+                                     sums[(half - 1) % 2]);
       }
     }
   }
 }
 
-void gemm_split(const CodeProduct& p) {
-  if (p.planes == 2) {
-    product<2>(p);
-  } else {
-    product<3>(p);
+template <int Planes>
+void product_of(const CodeProduct& p) {
+  if (p.groups > 1) return product<Planes, 0, true>(p);
+  if (p.words == kTile) return product<Planes, 1, false>(p);
+  if constexpr (2 * Planes <= kHeld) {
+    if (p.words == 2 * kTile) return product<Planes, 2, false>(p);
   }
+  product<Planes, 0, false>(p);
 }
 
-void gemm_codes8(const CodeProduct& p) {
-  if (split_fits(p.words, p.group_words)) {
-    product<1>(p);
-  } else {
-    avx512_kernels().gemm_codes8(p);
+void gemm_split(const CodeProduct& p) {
+  switch (p.planes) {
+    case 1: return product_of<1>(p);
+    case 2: return product_of<2>(p);
+    default: return product_of<3>(p);
   }
 }
 
@@ -196,20 +228,36 @@ inline __mmask16 lanes_left(int left) {
   return left >= 16 ? 0xffff : (left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0);
 }
 
-/// Writes 16 codes: shifted by 128, or planes of bytes from the highest to the lowest.
+/// Writes 16 codes as planes of bytes from the highest to the lowest.
 template <int Planes>
 EQUIBIT_INLINE void store_codes(__m512i code, uint8_t* out, int64_t stride) {
-  if constexpr (Planes == 1) code = _mm512_add_epi32(code, _mm512_set1_epi32(128));
   for (int plane = 0; plane < Planes; ++plane) {
     const __m512i part = _mm512_srai_epi32(code, 8 * (Planes - 1 - plane));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + plane * stride), _mm512_cvtepi32_epi8(part));
   }
 }
 
-/// Codes of one row. Blocks of 16 are held in registers where their number is known.
+/// Bytes `Shift`/8 of 64 codes: that byte as it is, or the highest, which is signed.
+template <int Shift, bool Signed>
+EQUIBIT_INLINE __m512i bytes_of(const __m512i* codes) {
+  const auto part = [&](int k) EQUIBIT_INLINE_LAMBDA {
+    const __m512i moved = Shift > 0 ? _mm512_srai_epi32(codes[k], Shift) : codes[k];
+    return Signed ? moved : _mm512_and_si512(moved, _mm512_set1_epi32(0xff));
+  };
+  const __m512i low = _mm512_packs_epi32(part(0), part(1));
+  const __m512i high = _mm512_packs_epi32(part(2), part(3));
+  const __m512i mixed = Signed ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
+  // Packing goes by quarters of a register.
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, mixed);
+}
+
+/// Codes of one row. Blocks of 16 are held in registers where their number, of fours, is known.
 template <int Planes, int Blocks, bool Centered, bool Scaled>
 EQUIBIT_INLINE float round_row(const CodeRows& p, const float* in, const float* center,
                                uint8_t* out) {
+  static_assert(Blocks % 4 == 0);
   const int64_t stride = 4 * static_cast<int64_t>(p.words);
   const int blocks = Blocks > 0 ? Blocks : (p.n + 15) / 16;
   const auto value = [&](int block) EQUIBIT_INLINE_LAMBDA {
@@ -229,9 +277,24 @@ EQUIBIT_INLINE float round_row(const CodeRows& p, const float* in, const float* 
   }
   const float largest = _mm512_reduce_max_ps(most);
   const __m512 inverse = _mm512_set1_ps(static_cast<float>(p.highest) / largest);
-  for (int block = 0; block < blocks; ++block) {
-    const __m512 x = Blocks > 0 ? held[Blocks > 0 ? block : 0] : value(block);
-    store_codes<Planes>(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), out + 16 * block, stride);
+  if constexpr (Blocks > 0) {
+    for (int block = 0; block < Blocks; block += 4) {
+      __m512i codes[4];
+      for (int k = 0; k < 4; ++k) {
+        codes[k] = _mm512_cvtps_epi32(_mm512_mul_ps(held[block + k], inverse));
+      }
+      uint8_t* to = out + 16 * block;
+      _mm512_storeu_si512(to, bytes_of<8 * (Planes - 1), true>(codes));
+      if constexpr (Planes > 1) {
+        _mm512_storeu_si512(to + stride, bytes_of<8 * (Planes - 2), false>(codes));
+      }
+      if constexpr (Planes > 2) _mm512_storeu_si512(to + 2 * stride, bytes_of<0, false>(codes));
+    }
+  } else {
+    for (int block = 0; block < blocks; ++block) {
+      const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(value(block), inverse));
+      store_codes<Planes>(codes, out + 16 * block, stride);
+    }
   }
   for (int64_t c = 16 * static_cast<int64_t>(blocks); c < stride; c += 16) {
     store_codes<Planes>(_mm512_setzero_si512(), out + c, stride);
@@ -250,6 +313,8 @@ void round_bytes_of(const CodeRows& p) {
       p.scales[r] = round_row<Planes, 4, Centered, Scaled>(p, in, center, out);
     } else if (p.n == 128) {
       p.scales[r] = round_row<Planes, 8, Centered, Scaled>(p, in, center, out);
+    } else if (p.n == 256) {
+      p.scales[r] = round_row<Planes, 16, Centered, Scaled>(p, in, center, out);
     } else {
       p.scales[r] = round_row<Planes, 0, Centered, Scaled>(p, in, center, out);
     }
@@ -268,18 +333,12 @@ void round_bytes(const CodeRows& p) {
 }
 
 void round_split(const CodeRows& p) {
-  if (p.highest <= 32767) {
+  if (p.highest <= 127) {
+    round_bytes<1>(p);
+  } else if (p.highest <= 32767) {
     round_bytes<2>(p);
   } else {
     round_bytes<3>(p);
-  }
-}
-
-void round_rows8(const CodeRows& p) {
-  if (p.words % 4 == 0) {
-    round_bytes<1>(p);
-  } else {
-    avx512_kernels().round_rows8(p);
   }
 }
 
@@ -294,9 +353,7 @@ const Kernels& amx_kernels() {
   static const Kernels table = [] {
     Kernels kernels = avx512_kernels();
     kernels.name = "amx";
-    kernels.gemm_codes8 = gemm_codes8;
     kernels.gemm_split = gemm_split;
-    kernels.round_rows8 = round_rows8;
     kernels.round_split = round_split;
     kernels.release = release;
     return kernels;

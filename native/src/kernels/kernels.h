@@ -82,7 +82,7 @@ struct PairProducts {
 
 /// Floats of scratch that the edge pass and its reverse need.
 constexpr int64_t edge_scratch(int64_t most, int64_t stride, int heads) {
-  return most * (2 * stride + (edge_gradients(kMaxDegree) + 1) * 16 + heads + 1) + 64;
+  return most * (2 * stride + heads) + 16 * kMaxHeads + 64;
 }
 
 /// A sparse coupling tensor and its weights: P^ℓ3 += w_c C_mnk U^ℓ1_m T^ℓ2_n.
@@ -111,15 +111,15 @@ struct CodeRows {
 
 /// Y = scale_r (Σ_g step_og Σ_k w_ok q_rk) + b, or Y += … , in integers within each group g.
 ///
-/// Codes come in 32-bit words: four of 8 bits, two of 16 bits, or split into two or three planes of
-/// bytes, q = Σ_b 256^b q_b, of which the highest is signed. 8-bit codes are shifted by 128.
+/// Codes come in 32-bit words: four of 8 bits, shifted by 128; two of 16 bits; or split into one to
+/// three planes of bytes, q = Σ_b 256^b q_b, of which the highest is signed.
 struct CodeProduct {
   int64_t rows;
   int words;               // per row of weights
   int group_words;         // that share a step
   int groups;
   int out;
-  int planes;              // 2 or 3 where codes are split
+  int planes;              // of split codes
   const int32_t* x;        // [rows][words], or [rows][planes][words] from the highest byte down,
                            // with room for rows to a multiple of 16
   const float* scales;     // [rows]
@@ -133,10 +133,12 @@ struct CodeProduct {
   bool add;
 };
 
-/// Whether tiles of 8 or 16 words cut the groups evenly.
+inline constexpr int kMostGroups = 8;  // in products of split codes
+
+/// Whether tiles of 8 or 16 words cut the groups evenly, and there are not too many.
 constexpr bool split_fits(int words, int group_words) {
   return group_words >= words ? words % 16 == 0
-                              : words % group_words == 0 &&
+                              : words % group_words == 0 && words / group_words <= kMostGroups &&
                                     (group_words == 8 || group_words % 16 == 0);
 }
 

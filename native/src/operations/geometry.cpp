@@ -32,7 +32,10 @@ void eigen(const double matrix[9], double values[3], double axes[9]) {
       for (int q = p + 1; q < 3; ++q) {
         if (a[p][q] == 0.0) continue;
         const double theta = (a[q][q] - a[p][p]) / (2.0 * a[p][q]);
-        const double t = (theta >= 0 ? 1.0 : -1.0) / (std::abs(theta) + std::hypot(theta, 1.0));
+        const double size = std::abs(theta);
+        // Beyond 1e8 the root is the magnitude itself.
+        const double root = size < 1e8 ? std::sqrt(size * size + 1.0) : size;
+        const double t = (theta >= 0 ? 1.0 : -1.0) / (size + root);
         const double c = 1.0 / std::sqrt(t * t + 1.0), s = t * c;
         const double app = a[p][p], aqq = a[q][q], apq = a[p][q];
         a[p][p] = app - t * apq;
@@ -87,6 +90,13 @@ void each_pair(const PairList& pairs, const Visit& visit) {
   for (int64_t i = 0; i < pairs.n_atoms; ++i) {
     for (int64_t p = pairs.first[i]; p < pairs.first[i + 1]; ++p) visit(p, i, pairs.second[p]);
   }
+}
+
+/// Of an atom's p, the upper triangle of its M, and a zero.
+constexpr int kRow = 10;
+
+void add_row(double factor, const double* __restrict__ x, double* __restrict__ y) {
+  for (int k = 0; k < kRow; ++k) y[k] += factor * x[k];
 }
 
 }  // namespace
@@ -194,8 +204,6 @@ void turn_pairs(const PairList& pairs, const double q[9]) {
 
 double* local_frames(const PairList& pairs, const int32_t* species, double cutoff,
                      Workspace& workspace) {
-  // Rows of nine: p, then the upper triangle of M.
-  constexpr int kRow = 9;
   const int64_t n = pairs.n_atoms;
   const double* weights = weighted_directions(pairs, cutoff, workspace);
   const double* factors = species_weights(n, species, workspace);
@@ -226,14 +234,8 @@ double* local_frames(const PairList& pairs, const int32_t* species, double cutof
     each_pair(pairs, [&](int64_t p, int64_t i, int64_t j) {
       const double w = weights[4 * p];
       const double to_i = w * factors[j] * totals[i], to_j = w * factors[i] * totals[j];
-      const double* ti = tensors + kRow * i;
-      const double* tj = tensors + kRow * j;
-      double* ni = next + kRow * i;
-      double* nj = next + kRow * j;
-      for (int k = 0; k < kRow; ++k) {
-        ni[k] += to_i * tj[k];
-        nj[k] += to_j * ti[k];
-      }
+      add_row(to_i, tensors + kRow * j, next + kRow * i);
+      add_row(to_j, tensors + kRow * i, next + kRow * j);
     });
     std::swap(tensors, next);
   }

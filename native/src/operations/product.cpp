@@ -74,11 +74,11 @@ PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int b
   for (int o = 0; o < out; ++o) {
     for (int k = 0; k < in; ++k) heaviest = std::max(heaviest, std::abs(code_at(o, k)));
   }
-  if (!wide && heaviest <= kernels.codes8_limit) {
-    result.layout = CodeLayout::kBytes;
-  } else if (wide && tiles && split_fits(words, group_words)) {
+  if (tiles && split_fits(words, group_words)) {
     result.layout = CodeLayout::kSplit;
-    result.planes = bits > 16 ? 3 : 2;
+    result.planes = bits > 16 ? 3 : (wide ? 2 : 1);
+  } else if (!wide && heaviest <= kernels.codes8_limit) {
+    result.layout = CodeLayout::kBytes;
   }
   const int per_word = result.layout == CodeLayout::kPairs ? 2 : 4;
   if (per_word == 2) {

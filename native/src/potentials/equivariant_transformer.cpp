@@ -8,8 +8,8 @@ namespace equibit {
 
 namespace {
 
-constexpr int64_t kBlock = 32;             // atoms that one thread takes at a time
-constexpr int64_t kStoredFilters = 256;    // pairs up to which the filters of all are kept for the reverse
+constexpr int64_t kBlock = 32;           // atoms that one thread takes at a time
+constexpr int64_t kSharedFilters = 256;  // pairs up to which both of their edges read one filter
 
 }  // namespace
 
@@ -54,7 +54,8 @@ class EquivariantTransformer::Evaluation {
   static uint8_t* clips_from(int64_t row, const Product& product, uint8_t* clips) {
     return clips != nullptr ? clips + row * product.clips() : nullptr;
   }
-  void store_filters(size_t index);
+  /// Filters of all pairs of one layer, where those are few, in the memory of the layer before.
+  void share_filters(size_t index, bool reverse);
   void prepare(size_t index, int64_t begin, int64_t end, Workspace& local);
   void attend(size_t index, int64_t begin, int64_t end, Workspace& local);
   void update(size_t index, int64_t begin, int64_t end, Workspace& local);
@@ -78,6 +79,7 @@ class EquivariantTransformer::Evaluation {
   const int64_t qkv_width_;
   std::vector<State>& states_;
   float* x_;
+  float* filters_ = nullptr;
   // Of the reverse pass.
   float *dx_ = nullptr, *d_qkv_ = nullptr, *d_invariants_ = nullptr, *d_sums_ = nullptr;
   float *d_z_ = nullptr, *edge_gradient_ = nullptr;
@@ -351,22 +353,21 @@ EquivariantTransformer::State EquivariantTransformer::Evaluation::allocate(size_
   return s;
 }
 
-void EquivariantTransformer::Evaluation::store_filters(size_t index) {
-  if (geometry_.edges.n_pairs > kStoredFilters) return;
+void EquivariantTransformer::Evaluation::share_filters(size_t index, bool reverse) {
+  const int64_t n = geometry_.edges.n_pairs;
+  if (n > kSharedFilters) return;
   Attention& a = states_[index].attention;
-  const int64_t size = geometry_.edges.n_pairs * a.stride;
-  float* values = workspace_.take<float>(size);
-  float* slopes = gradients_ ? workspace_.take<float>(size) : nullptr;
-  k_.filters(geometry_.edges, a, 0, geometry_.edges.n_pairs, values, slopes);
-  a.filters = values;
-  a.slopes = slopes;
+  if (filters_ == nullptr) filters_ = workspace_.take<float>(2 * n * network_.table_stride(false));
+  a.filters = filters_;
+  a.slopes = filters_ + n * a.stride;
+  k_.filters(geometry_.edges, a, 0, n, filters_, reverse ? filters_ + n * a.stride : nullptr);
 }
 
 void EquivariantTransformer::Evaluation::forward(float* energies) {
   const size_t layers = network_.layers_.size();
   each_block([&](int64_t begin, int64_t end, Workspace& local) { prepare(0, begin, end, local); });
   for (size_t index = 0; index < layers; ++index) {
-    store_filters(index);
+    share_filters(index, false);
     each_block([&](int64_t begin, int64_t end, Workspace& local) {
       attend(index, begin, end, local);
       update(index, begin, end, local);
@@ -519,6 +520,7 @@ const float* EquivariantTransformer::Evaluation::backward() {
     update_backward(layers - 1, begin, end, local);
   });
   for (size_t index = layers; index-- > 0;) {
+    share_filters(index, true);
     const Attention& a = states_[index].attention;
     const AttentionGradient g = attention_gradient();
     each_block([&](int64_t begin, int64_t end, Workspace& local) {

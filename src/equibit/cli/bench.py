@@ -74,6 +74,13 @@ def bench(
     for name, reasons in record["left_out"].items():
         for contender, reason in reasons.items():
             console.print(f"{name}: {contender} left out: {reason}", style="yellow")
+    for name, stages in record["stages"].items():
+        console.print(_stages_table(name, stages))
+    for contender, roofline in record["roofline"].items():
+        console.print(
+            f"{contender}: ethanol's energy takes no less than {roofline['least_microseconds']:.3g} µs "
+            f"at {roofline['float_gigaflops']:.3g} GFLOP/s in float32; reached {roofline['share']:.0%}"
+        )
     for point in record["cost_against_atoms"]:
         costs = ", ".join(f"{r} {t:.3g}" for r, t in point["microseconds_per_atom"].items())
         console.print(f"{point['atoms']:>6} atoms, µs per atom and step: {costs}")
@@ -116,4 +123,14 @@ def _table(title: str, contenders: Mapping[str, Any]) -> Table:
             ]
             cells = ["–" if ratio is None else f"{ratio:.3g}" for ratio in ratios]
             table.add_row(contender, what, f"{row['microseconds']:,.1f}", *cells)
+    return table
+
+
+def _stages_table(title: str, models: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(title=f"{title}, µs by stage", title_justify="left", header_style="dim")
+    table.add_column("model")
+    for stage in next(iter(models.values())):
+        table.add_column(stage, justify="right")
+    for model, stages in models.items():
+        table.add_row(model, *(f"{time:,.1f}" for time in stages.values()))
     return table

@@ -17,7 +17,7 @@ from equibit.structures.checks import check_cells, species_index
 from equibit.structures.errors import EquibitError, FileFormatError, ModelError, StructureError
 from equibit.structures.neighbors import check_distinct_positions
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
-from equibit.structures.structure import Structure
+from equibit.structures.structure import MAX_ATOMIC_NUMBER, Structure
 
 _SHARED = 200  # atoms from which threads share one structure
 
@@ -147,6 +147,8 @@ class NativePotential:
             raise ModelError(f"threads is {threads}; expected 1 or more")
         native = _required()
         self._network = model
+        self._species = np.full(MAX_ATOMIC_NUMBER + 1, -1, np.int32)  # by atomic number
+        self._species[list(model.elements)] = np.arange(len(model.elements))
         self._info = PotentialInfo(
             model.name, tuple(model.elements), model.cutoff, "float32", model.recipe
         )
@@ -183,7 +185,9 @@ class NativePotential:
     def _compute_one(
         self, structure: Structure, forces: bool, stress: bool, threads: int
     ) -> Prediction:
-        species = species_index(structure, self._info.elements).astype(np.int32)
+        species = self._species[structure.numbers]
+        if species.min() < 0:
+            species_index(structure, self._info.elements)  # says which atom is unknown
         gradients = forces or stress
         try:
             energies, force, virial = self._network.compute(

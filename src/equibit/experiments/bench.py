@@ -27,6 +27,7 @@ from equibit.evaluation.batches import Progress, silent
 from equibit.evaluation.provenance import Provenance
 from equibit.evaluation.record import to_plain
 from equibit.experiments.bench_peers import peer_calls, torch_calls
+from equibit.experiments.bench_stages import roofline_share, time_stages
 from equibit.experiments.bench_systems import ASPIRIN, ETHANOL, water
 from equibit.storage import atomic_path, atomic_text
 from equibit.structures.errors import ConfigError
@@ -127,7 +128,8 @@ def run_bench(
 
     Returns:
         What the JSON holds: for each system and contender the median time in µs, and its ratio to
-        PyTorch eager and to the engine's own float32.
+        PyTorch eager and to the engine's own float32; of small systems also where the engine's time
+        goes, and of ethanol's energy the share of the roofline.
 
     Raises:
         ModelError: the engine is not built, or does not run a recipe.
@@ -160,6 +162,8 @@ def run_bench(
             "clock": "thread processor time" if settings.threads == 1 else "wall time",
             "systems": systems,
             "left_out": skipped,
+            "stages": _stages(models, settings),
+            "roofline": _roofline(systems, settings),
             "cost_against_atoms": curve,
             "threads": shared,
             "peak_megabytes": memory,
@@ -315,6 +319,45 @@ def _time_system(
         calls, rounds=settings.rounds, seconds=settings.seconds, clock=_clock(settings)
     )
     return _compared(medians, f"engine fp32 {kernels[0]}"), skipped
+
+
+def _stages(models: Mapping[str, Path], settings: BenchSettings) -> dict[str, Any]:
+    """µs by system, model and stage, of energies and of energies with forces."""
+    table = (settings.kernels or (engine.kernel_names()[0],))[0]
+    return {
+        name: {
+            f"{recipe} {what}": time_stages(
+                path, structure, kernels=table, forces=what == "forces", rounds=settings.rounds
+            )
+            for recipe, path in models.items()
+            for what in ("energy", "forces")
+        }
+        for name, structure in ((name, SYSTEMS[name]()) for name in settings.systems)
+        if len(structure) <= _COMPILED_ATOMS
+    }
+
+
+def _roofline(systems: Mapping[str, Any], settings: BenchSettings) -> dict[str, Any]:
+    """Of ethanol's energy with scalars and vectors alone; empty where that was not timed."""
+    from equibit.networks.equivariant_transformer import EquivariantTransformerConfig, parse_irreps
+
+    channels = parse_irreps(settings.irreps)
+    if "ethanol" not in systems or set(channels) != {0, 1} or settings.threads > 1:
+        return {}
+    config = EquivariantTransformerConfig(irreps=settings.irreps, elements=ELEMENTS)
+    network = {
+        "scalars": channels[0],
+        "channels": channels[1],
+        "layers": settings.layers,
+        "heads": config.heads,
+        "cutoff": config.cutoff,
+    }
+    shares = {}
+    for contender, rows in systems["ethanol"].items():
+        if contender.startswith("engine w"):
+            kernels = contender.rsplit(" ", 1)[1]
+            shares[contender] = roofline_share(network, kernels, rows["energy"]["microseconds"])
+    return shares
 
 
 def _compared(medians: Mapping[str, float], own: str) -> dict[str, Any]:
