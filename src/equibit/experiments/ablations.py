@@ -275,18 +275,12 @@ class Ablations(Variants[VariantsConfig]):
             if (kept := [variant for variant in variants if variant.name in wanted])
         ]
         strays = self.strays()
-        return Report(
-            name=self.name,
+        return self.reported(
             title="Ablations on ethanol",
-            quick=self.config.quick,
             protocol=self._protocol(),
-            command=self.command(),
-            seeds=self.config.seeds,
-            missing=self.unfinished(),
             tables=(*tables, stray_table(strays)),
             claims=() if self.config.quick else tuple(self.claims()),
             data={"variants": self.numbers(), "attention": strays},
-            seconds=self.seconds(),
             places=self.places(),
             draw=self._draw,
         )

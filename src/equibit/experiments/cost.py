@@ -221,26 +221,17 @@ class Cost(Experiment[CostConfig]):
         return found
 
     def report(self) -> Report:
-        records = {
-            stage.name: record
-            for stage in self.stages()
-            if isinstance(stage, Measure) and (record := stage.record()) is not None
-        }
+        records = self.records()
         found = {name: record["result"] for name, record in records.items()}
         config = self.config
-        return Report(
-            name=self.name,
+        return self.reported(
             title="Cost",
-            quick=config.quick,
             protocol=(
                 f"A step of dynamics (energy and forces) in the engine, one thread, medians by "
                 f"processor time, random weights: {config.network()}, {config.layers} layers, cutoff "
                 f"{config.cutoff:g} Å; {config.system} atoms of water where atoms are not varied. "
                 "Exponents p of t ∝ x^p are fitted by least squares in logarithms."
             ),
-            command=self.command(),
-            seeds=config.seeds,
-            missing=self.unfinished(),
             tables=(
                 _exponents(found, config.recipes),
                 *(_points(sweep, found.get(sweep), config.recipes) for sweep in SWEEPS),
@@ -249,7 +240,6 @@ class Cost(Experiment[CostConfig]):
             ),
             claims=() if config.quick else tuple(_claims(found, config)),
             data=found,
-            seconds=self.seconds(),
             places=places_of(record["provenance"] for record in records.values()),
             draw=(lambda figure: draw(figure, found)) if set(SWEEPS) <= set(found) else None,
         )

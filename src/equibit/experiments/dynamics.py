@@ -259,17 +259,11 @@ class Dynamics(Experiment[DynamicsConfig]):
         )
 
     def report(self) -> Report:
-        records = {
-            stage.name: record
-            for stage in self.stages()
-            if isinstance(stage, Measure) and (record := stage.record()) is not None
-        }
+        records = self.records()
         found = {name: record["result"] for name, record in records.items()}
         config = self.config
-        return Report(
-            name=self.name,
+        return self.reported(
             title="Dynamics",
-            quick=config.quick,
             protocol=(
                 f"Ethanol in the engine. Drift: {config.steps * config.timestep * 1e-6:g} ns of NVE "
                 f"in steps of {config.timestep:g} fs from {config.temperature:g} K; stability: "
@@ -278,9 +272,6 @@ class Dynamics(Experiment[DynamicsConfig]):
                 f"{config.structures} by more than {STRETCH:g} Å; force errors of "
                 f"{config.rotated} test structures of rMD17, each turned {config.rotations} times."
             ),
-            command=self.command(),
-            seeds=config.seeds,
-            missing=self.unfinished(),
             tables=(
                 Table("Drift", _DRIFT, tuple(self._drift_rows("nve", found))),
                 Table("Stability", _STABLE, tuple(self._stable_rows(found))),
@@ -293,7 +284,6 @@ class Dynamics(Experiment[DynamicsConfig]):
                 name: {key: value for key, value in result.items() if key not in ("lines", "errors")}
                 for name, result in found.items()
             },
-            seconds=self.seconds(),
             places=places_of(record["provenance"] for record in records.values()),
             draw=(lambda figure: draw(figure, found)) if found else None,
         )  # fmt: skip

@@ -260,19 +260,13 @@ class Ethanol(Experiment[EthanolConfig]):
     def report(self) -> Report:
         table = self.table()
         results = read_results(self.config.results)
-        return Report(
-            name=self.name,
+        return self.reported(
             title="Ethanol",
-            quick=self.config.quick,
             protocol="One network on rMD17 and MD17 labels of ethanol, split 1, and its low-bit "
             "forms beside an FP32 control with the same extra epochs; 1,000 test structures.",
-            command=self.command(),
-            seeds=self.config.seeds,
-            missing=self.unfinished(),
             tables=tuple(report_tables(table)),
             claims=tuple(target_claims(table)),
             data=table.to_json(),
-            seconds=self.seconds(),
             places=places_of(result["provenance"] for result in results),
         )
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_origin
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from equibit.experiments.report import Report, write_report
-from equibit.experiments.stages import ProgressFactory, Say, Stage, mute, no_bars, run_stages
+from equibit.experiments.report import Claim, Report, Table, write_report
+from equibit.experiments.stages import (
+    Measure,
+    ProgressFactory,
+    Say,
+    Stage,
+    mute,
+    no_bars,
+    run_stages,
+)
 from equibit.structures.errors import ConfigError
 from equibit.training.config import StrictModel, validated
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT = "report"
 
@@ -92,6 +103,42 @@ class Experiment(ABC, Generic[Config]):
     @abstractmethod
     def report(self) -> Report:
         """What the finished stages found."""
+
+    def reported(
+        self,
+        *,
+        title: str,
+        protocol: str,
+        tables: Sequence[Table],
+        data: Mapping[str, Any],
+        places: Mapping[str, Any],
+        claims: Sequence[Claim] = (),
+        draw: Callable[[Figure], None] | None = None,
+    ) -> Report:
+        """A report of this experiment as it now stands; arguments as of ``Report``."""
+        return Report(
+            name=self.name,
+            title=title,
+            quick=self.config.quick,
+            protocol=protocol,
+            command=self.command(),
+            seeds=self.config.seeds,
+            missing=self.unfinished(),
+            tables=tuple(tables),
+            claims=tuple(claims),
+            data=data,
+            seconds=self.seconds(),
+            places=places,
+            draw=draw,
+        )
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What the finished measurements kept, by name."""
+        return {
+            stage.name: record
+            for stage in self.stages()
+            if isinstance(stage, Measure) and (record := stage.record()) is not None
+        }
 
     def write(self) -> list[Path]:
         """Write the report and return the files."""

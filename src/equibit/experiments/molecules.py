@@ -146,19 +146,14 @@ class _Molecules(Experiment[MoleculesConfig]):
             for key, by_seed in found.items()
         }
         config = self.config
-        return Report(
-            name=self.name,
+        return self.reported(
             title=self.title,
-            quick=config.quick,
             protocol=(
                 f"{len(config.molecules)} molecules, {self.labels} labels, official split 1: 950 + "
                 "50 training and validation structures, 1,000 test structures; one network for all, "
                 f"{', '.join(config.overrides) or 'settings of the ethanol table'}. MAE, means over "
                 "seeds."
             ),
-            command=self.command(),
-            seeds=config.seeds,
-            missing=self.unfinished(),
             tables=tuple(self._tables(means)),
             claims=() if config.quick else tuple(self._claims(means)),
             data={
@@ -169,7 +164,6 @@ class _Molecules(Experiment[MoleculesConfig]):
                 }
                 for (molecule, variant), by_seed in found.items()
             },
-            seconds=self.seconds(),
             places=places_of(e["provenance"] for by in found.values() for e in by.values()),
         )  # fmt: skip
 

@@ -136,10 +136,8 @@ class Nequip(Experiment[NequipConfig]):
             rows.append((stage.name, *cells, smaller))
         columns = ("", "energy MAE, meV", "force MAE, meV/Å", "forces to FP32, meV/Å",
                    "LEE mean, meV/Å", "LEE median, meV/Å", "numbers smaller")  # fmt: skip
-        return Report(
-            name=self.name,
+        return self.reported(
             title="NequIP after post-training quantisation",
-            quick=config.quick,
             protocol=(
                 f"NequIP of its published package, trained on {config.dataset}, split "
                 f"{config.split}, for "
@@ -151,13 +149,9 @@ class Nequip(Experiment[NequipConfig]):
                 + "; then linear layers, self-connections, radial networks and gates rounded "
                 "without fine-tuning, the readout left in FP32."
             ),
-            command=self.command(),
-            seeds=config.seeds,
-            missing=self.unfinished(),
             tables=(Table("Errors on test structures", columns, tuple(rows)),),
             claims=tuple(self._claims({} if config.quick else results)),
             data={"figures": results},
-            seconds=self.seconds(),
             places=places_of(record["provenance"] for record in records.values()),
         )
 

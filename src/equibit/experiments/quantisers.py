@@ -141,18 +141,12 @@ class Quantisers(Variants[VariantsConfig]):
             },
             NOTES,
         )
-        return Report(
-            name=self.name,
+        return self.reported(
             title="Quantisers on ethanol",
-            quick=self.config.quick,
             protocol=self._protocol(),
-            command=self.command(),
-            seeds=self.config.seeds,
-            missing=self.unfinished(),
             tables=(accuracy,),
             claims=() if self.config.quick else tuple(self.claims()),
             data={"variants": self.numbers(), "times": times},
-            seconds=self.seconds(),
             places=self.places(),
             draw=self._draw,
         )

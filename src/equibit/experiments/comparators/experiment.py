@@ -249,14 +249,9 @@ class Comparators(Experiment[ComparatorsConfig]):
         trained = {s.name: s.record() for s in stages if isinstance(s, TrainComparator)}
         absent = self.missing()
         note = "; ".join(f"{name} is not installed ({how})" for name, how in absent.items())
-        return Report(
-            name=self.name,
+        return self.reported(
             title="What a user would pick instead",
-            quick=self.config.quick,
             protocol=self._protocol(),
-            command=self.command(),
-            seeds=self.config.seeds,
-            missing=self.unfinished(),
             tables=(
                 _errors(measured, results, trained, note),
                 _times(results.get("latency"), self.config.models),
@@ -264,7 +259,6 @@ class Comparators(Experiment[ComparatorsConfig]):
             ),
             claims=tuple(_records({} if self.config.quick else results)),
             data={"figures": results, "trainings": trained, "not_installed": absent},
-            seconds=self.seconds(),
             places=places_of(
                 record["provenance"] for record in (s.record() for s in measured.values()) if record
             ),

@@ -13,6 +13,7 @@ from equibit.experiments.comparators.training import (
     load_comparator,
     train_comparator,
 )
+from equibit.experiments.ethanol_table import METRICS
 from equibit.experiments.stages import ProgressFactory, Stage, no_bars
 from equibit.storage.container import read_container
 from equibit.structures.errors import FileFormatError
@@ -22,17 +23,19 @@ from equibit.training.config import DataConfig
 from equibit.training.run import MODEL, load_training_structures
 
 FIGURES: dict[str, tuple[str, ...]] = {
-    "energy_mae": ("model", "errors", "energy", "mae"),
-    "energy_rmse": ("model", "errors", "energy", "rmse"),
-    "forces_mae": ("model", "errors", "forces", "mae"),
-    "forces_rmse": ("model", "errors", "forces", "rmse"),
-    "energy_to_parent": ("distance_to_parent", "energy", "mae"),
-    "forces_to_parent": ("distance_to_parent", "forces", "mae"),
-    "lee_mean": ("equivariance", "forces", "mean"),
-    "lee_median": ("equivariance", "forces", "median"),
-    "net_torque": ("model", "net", "torque", "mean"),
-    "structures": ("data", "n_structures"),
-}
+    name: METRICS[name]
+    for name in (
+        "energy_mae",
+        "energy_rmse",
+        "forces_mae",
+        "forces_rmse",
+        "energy_to_parent",
+        "forces_to_parent",
+        "lee_mean",
+        "lee_median",
+        "net_torque",
+    )
+} | {"structures": ("data", "n_structures")}
 
 
 class TrainComparator(Stage):
