@@ -238,7 +238,7 @@ def calibrate(
     batches = list(batches)
     if not batches:
         raise ModelError("calibration needs at least one batch of structures")
-    run = _energies if run is None else run
+    run = batch_energies if run is None else run
     scalars = [m for m in network.modules() if isinstance(m, ScalarQuantizer)]
     vectors = [m for m in network.modules() if isinstance(m, VectorQuantizer)]
     weights = [m for m in network.modules() if isinstance(m, WeightQuantizer)]
@@ -406,7 +406,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _energies(network: AtomisticNetwork, batch: Batch) -> Tensor:
+def batch_energies(network: AtomisticNetwork, batch: Batch) -> Tensor:
+    """Atomic energies of a batch as it stands, in eV. Shape: → [*atoms]."""
     from equibit.networks.potential import atomic_energies
 
     return atomic_energies(network, batch, batch.edge_vectors)

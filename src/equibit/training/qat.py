@@ -27,13 +27,13 @@ from equibit.models.files import load_potential
 from equibit.networks.base import AtomisticNetwork
 from equibit.networks.potential import (
     Batch,
-    atomic_energies,
     energies_and_edge_gradients,
     lab_gradients,
     orient,
     rotate_edges,
 )
 from equibit.quantization.convert import (
+    batch_energies,
     calibrate,
     freeze_,
     quantize_,
@@ -172,7 +172,7 @@ def quantize(
         everything = range(len(collator.structures))
         if recipe.smoothing is not None:
             batches = [collator(everything).inputs]
-            smooth_(network, batches, _evaluate, recipe.smoothing)
+            smooth_(network, batches, batch_energies, recipe.smoothing)
         fitting = recipe.reconstruction
         teacher = None if fitting is None else copy.deepcopy(network)
         quantize_(network, recipe)
@@ -226,10 +226,6 @@ def quantize(
     if is_main_process():
         write_summary(output, network, result, record)
     return result
-
-
-def _evaluate(network: AtomisticNetwork, batch: Batch) -> None:
-    atomic_energies(network, batch, batch.edge_vectors)
 
 
 class QuantizedForceField(ForceField):
