@@ -124,6 +124,7 @@ class ForceField(lightning.LightningModule):
             lr=settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=settings.weight_decay,
+            fused=True,  # a tenth less time a step than one call for each parameter
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
