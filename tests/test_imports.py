@@ -53,6 +53,37 @@ def test_light_packages_import_no_heavy_library(light: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_calculator_costs_little_more_to_import_than_numpy() -> None:
+    """Of 0.1 s on a quiet core numpy takes two thirds and ASE's base class most of the rest.
+
+    Processor time is measured, beside numpy's in the same process, and the best of several kept:
+    what else a machine does counts little then.
+    """
+    program = (
+        "import time, sys\n"
+        "import numpy\n"
+        "base = time.process_time()\n"  # since the interpreter began
+        "import equibit; equibit.Calculator\n"
+        "spared = {'torch', 'pydantic', 'yaml', 'rich', 'typer', 'safetensors', 'matscipy', 'scipy',\n"
+        "  'logging', 'concurrent.futures', 'difflib', 'numpy.typing', 'equibit.dynamics',\n"
+        "  'ase.io', 'ase.calculators.singlepoint', 'ase.geometry', 'ase.build'}\n"
+        "print((time.process_time() - base) / base, *sorted(spared & set(sys.modules)))\n"
+    )
+    ratios = []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        )
+        assert done.returncode == 0, done.stderr
+        ratio, *imported = done.stdout.split()
+        assert not imported
+        ratios.append(float(ratio))
+    assert min(ratios) < 0.7, ratios
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_no_layer_imports_one_above_it(layer: str) -> None:
     above = set(LAYERS[LAYERS.index(layer) + 1 :])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -179,6 +178,8 @@ class NativePotential:
             check_cells(structures)
         if self.threads == 1 or len(structures) == 1:
             return [self._compute_one(s, forces, stress, self.threads) for s in structures]
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self.threads) as pool:
             return list(pool.map(lambda s: self._compute_one(s, forces, stress, 1), structures))
 

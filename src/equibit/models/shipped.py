@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from equibit.structures.errors import ModelError
@@ -36,6 +35,8 @@ def resolve_model(name_or_path: str | Path) -> Path:
     names = shipped_models()
     if str(name_or_path) in names:
         return shipped_file(str(name_or_path))
+    import difflib
+
     close = difflib.get_close_matches(str(name_or_path), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else "."
     raise ModelError(
