@@ -150,6 +150,31 @@ void test_refusals() {
         "a tiny cell");
   check(refuses<Coincidence>({"", {}, {0, 0, 0, 0, 0.01, 0}}), "coinciding atoms");
   check(refuses<Coincidence>({"", cube, {0, 0, 0, 0, 9, 0}}), "coinciding images");
+  const Cell thin{{0.06, 0, 0, 60, 0.06, 0, 0, 60, 9}, {true, true, true}};
+  check(refuses<StructureFault>({"", thin, {0, 0, 0}}), "a thin and skewed cell");
+}
+
+template <typename Fault>
+std::string words(const System& system) {
+  Workspace workspace;
+  Neighbors neighbors(4.0, 0.5);
+  try {
+    neighbors.find(system.n(), system.positions.data(), system.cell, workspace);
+  } catch (const Fault& fault) {
+    return fault.what();
+  }
+  return "";
+}
+
+void test_words() {
+  const Cell cube{{9, 0, 0, 0, 9, 0, 0, 0, 9}, {true, true, true}};
+  const Cell tiny{{0.3, 0, 0, 0, 0.3, 0, 0, 0, 0.3}, {true, true, true}};
+  const std::string near = words<Coincidence>({"", {}, {7, 0, 0, 0, 0, 0, 0, 0.04, 0, 0, 0.01, 0}});
+  check(near.starts_with("atom 1 and atom 3 coincide: they are 0.01 Å apart"), near);
+  const std::string image = words<Coincidence>({"", cube, {0, 0, 0, 0, 8.98, 0}});
+  check(image.starts_with("atom 0 and a periodic image of atom 1 coincide: they are 0.02"), image);
+  const std::string crowd = words<StructureFault>({"", tiny, {0, 0, 0, 0.1, 0.1, 0.1}});
+  check(crowd.starts_with("atom 0 has more than 4096 neighbours within 4.5 Å"), crowd);
 }
 
 /// E = ½ Σ |r|² over pairs, so that the evaluator can be watched without a model.

@@ -97,6 +97,26 @@ def test_arrays_that_do_not_fit_are_refused(potential: engine.NativePotential) -
             network.compute(species[:2], wrong, None, [False] * 3, True)
 
 
+@pytest.mark.parametrize("block", range(4))
+def test_random_structures_end_in_finite_numbers_or_a_clear_error(block: int) -> None:
+    """The beginning of what ``scripts/fuzz.py`` runs a million of."""
+    from tests.engine.structure_cases import attempt, make_case
+
+    outcomes = [attempt(make_case(number)) for number in range(300 * block, 300 * (block + 1))]
+    assert 90 < outcomes.count("finite") < 210
+    assert len(set(outcomes)) > 20
+
+
+def test_structures_once_kept_come_to_what_they_did() -> None:
+    """One small case of every outcome, and those that found a fault."""
+    from tests.engine.structure_cases import attempt, kept_cases
+
+    cases = kept_cases()
+    assert len(cases) > 60
+    for case, outcome in cases:
+        assert attempt(case) == outcome, case
+
+
 BILLION = """
 import numpy as np
 from equibit import engine

@@ -149,6 +149,30 @@ def test_flat_periodic_cell_is_refused() -> None:
         neighbor_list(Structure([1], [[0, 0, 0]], cell=cell, pbc=True), 1.0)
 
 
+def test_vacuum_costs_no_memory() -> None:
+    """Bins of 3 Å, or of 0.05 Å, would be 10¹⁰ and more here."""
+    positions = np.random.default_rng(3).uniform(0, 9, (80, 3))
+    box = Structure(np.ones(80), positions, cell=np.eye(3) * 9e3, pbc=True)
+    stray = Structure(np.ones(81), np.vstack([positions, [8e3, 7e3, 9e3]]))
+    expected = brute_force(Structure(np.ones(80), positions), 3.0)
+    assert as_set(box, 3.0) == as_set(stray, 3.0) == expected
+    check_distinct_positions(box)
+    check_distinct_positions(stray)
+
+
+def test_a_search_that_would_not_end_is_refused() -> None:
+    positions = np.random.default_rng(3).uniform(0, 9, (80, 3))
+    thin = Structure([1], [[0, 0, 0]], cell=np.diag([1e-5, 1, 1]), pbc=True)
+    for far, structure in (
+        ("1e.100 Å", Structure([1], [[0, 0, 0]], cell=np.eye(3) * 1e100, pbc=True)),
+        ("1e.09 Å", Structure(np.ones(81), np.vstack([positions, [1e9, 1e9, 1e9]]))),
+    ):
+        with pytest.raises(StructureError, match=f"reach over {far}.*stray atom"):
+            neighbor_list(structure, 3.0)
+    with pytest.raises(StructureError, match="too thin"):
+        neighbor_list(thin, 3.0)
+
+
 @pytest.mark.parametrize("cutoff", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_cutoff_is_refused(cutoff: float) -> None:
     with pytest.raises(ValueError, match="cutoff"):

@@ -108,7 +108,7 @@ bool Dynamics::run(int64_t steps, int64_t every, std::vector<double>& rows) {
       if (!holds()) return false;
     }
   } catch (const Coincidence& fault) {
-    reason_ = "two atoms fell onto each other";
+    reason_ = std::string("two atoms fell onto each other: ") + fault.what();
     return false;
   } catch (const NotFinite& fault) {
     reason_ = "the energy or a force became infinite or not a number";

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
+#include <limits>
 #include <string>
 #include <tuple>
 
@@ -12,7 +14,8 @@ namespace equibit {
 namespace {
 
 constexpr int64_t kAllPairs = 48;       // atoms of an open system of which every pair is listed
-constexpr double kMostImages = 1e5;     // cells to search around one atom
+constexpr double kMostTests = 1e6;      // distances to measure around one atom
+constexpr int64_t kMostNeighbors = 4096;  // of one atom; matter at its densest has hundreds
 constexpr double kLargestShift = 1e9;   // cells between an atom and the origin
 
 using Vector = std::array<double, 3>;
@@ -35,6 +38,11 @@ struct Axes {
     }
     for (int k = 0; k < 3; ++k) {
       if (!cell.periodic[k]) row[k] = normal_to(k);
+    }
+    for (int k = 0; k < 3; ++k) {
+      if (cell.periodic[k] && length(row[k]) < kMinDistance) {
+        throw StructureFault("a periodic lattice vector is shorter than two atoms may be apart");
+      }
     }
     const double volume = dot(row[0], cross(row[1], row[2]));
     const double size = length(row[0]) * length(row[1]) * length(row[2]);
@@ -72,6 +80,45 @@ struct Axes {
     return result;
   }
 };
+
+constexpr const char* kTooThin =
+    "the periodic cell is too thin or too skewed to list its images; repeat it, or give the same "
+    "lattice by shorter vectors";
+
+[[noreturn]] void too_many(size_t atom, double reach) {
+  char text[160];
+  std::snprintf(text, sizeof text,
+                "atom %zu has more than %lld neighbours within %.3g Å; check the cell and the units "
+                "of length", atom, static_cast<long long>(kMostNeighbors), reach);
+  throw StructureFault(text);
+}
+
+/// Names the two that are closest.
+[[noreturn]] void coincide(const PairList& list, const double* positions) {
+  int64_t first = 0, pair = 0;
+  double closest = std::numeric_limits<double>::infinity();
+  for (int64_t i = 0; i < list.n_atoms; ++i) {
+    for (int64_t p = list.first[i]; p < list.first[i + 1]; ++p) {
+      const double* r = list.vectors + 3 * p;
+      const double square = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
+      if (!(square < closest)) continue;
+      closest = square;
+      first = i;
+      pair = p;
+    }
+  }
+  const int32_t second = list.second[pair];
+  bool image = false;
+  for (int k = 0; k < 3; ++k) {
+    image |= list.vectors[3 * pair + k] != positions[3 * second + k] - positions[3 * first + k];
+  }
+  char text[192];
+  std::snprintf(text, sizeof text,
+                "atom %lld and %satom %d coincide: they are %.3g Å apart, and at least %g Å is needed%s",
+                static_cast<long long>(first), image ? "a periodic image of " : "", second,
+                std::sqrt(closest), kMinDistance, image ? "; check the cell" : "");
+  throw Coincidence(text);
+}
 
 void check_positions(int64_t n_atoms, const double* positions) {
   for (int64_t k = 0; k < 3 * n_atoms; ++k) {
@@ -150,10 +197,13 @@ void Neighbors::search(int64_t n_atoms, const double* positions, const Cell& cel
     count[k] = static_cast<int64_t>(std::clamp(size / reach, 1.0, most));
     const double around = cell.periodic[k] ? std::ceil(reach / size * count[k]) : 1.0;
     images *= 2.0 * around + 1.0;
-    if (!(images < kMostImages)) throw StructureFault("the periodic cell is too thin");
+    if (!(images < kMostTests)) throw StructureFault(kTooThin);
     range[k] = static_cast<int64_t>(around);
   }
   const auto n_bins = static_cast<size_t>(count[0] * count[1] * count[2]);
+  if (cell.any() && !(images * static_cast<double>(n) < kMostTests * static_cast<double>(n_bins))) {
+    throw StructureFault(kTooThin);
+  }
   bins_.resize(n);
   bin_first_.assign(n_bins + 1, 0);
   const auto place = [&](size_t i, int k) {
@@ -227,6 +277,7 @@ void Neighbors::search(int64_t n_atoms, const double* positions, const Cell& cel
               square += d * d;
             }
             if (square < reach * reach) candidates_.push_back(candidate);
+            if (static_cast<int64_t>(candidates_.size()) > begin + kMostNeighbors) too_many(i, reach);
           }
         }
       }
@@ -282,7 +333,7 @@ PairList Neighbors::find(int64_t n_atoms, const double* positions, const Cell& c
     list.closest = std::sqrt(closest);
   }
   if (list.n_pairs > 0 && !(list.closest >= kMinDistance)) {
-    throw Coincidence("two atoms coincide");
+    coincide(list, positions);
   }
   return list;
 }

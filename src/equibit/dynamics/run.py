@@ -326,7 +326,7 @@ class _Run:
                 heat=point.heat,
             )
         except self.potential.faults as fault:
-            raise self.potential.explained(fault, structure) from None
+            raise self.potential.explained(fault) from None
 
     def advance(self, point: _Point, watch: Watcher | None) -> _Point:
         """From a point to the end of the run, or to its collapse."""

@@ -14,7 +14,6 @@ import numpy as np
 from equibit.models.shipped import resolve_model
 from equibit.structures.checks import check_cells, species_index
 from equibit.structures.errors import EquibitError, FileFormatError, ModelError, StructureError
-from equibit.structures.neighbors import check_distinct_positions
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import MAX_ATOMIC_NUMBER, Structure
 
@@ -200,7 +199,7 @@ class NativePotential:
                 threads if len(structure) >= _SHARED else 1,
             )
         except self.faults as fault:
-            raise self.explained(fault, structure) from None
+            raise self.explained(fault) from None
         return Prediction(
             float(energies.sum()),
             energies,
@@ -218,21 +217,14 @@ class NativePotential:
         """The network as compiled code knows it, for loops that run there."""
         return self._network
 
-    def explained(self, fault: Exception, structure: Structure) -> EquibitError:
-        """What compiled code found wrong with a structure, as an error that names its atoms.
-
-        Raises:
-            StructureError: naming the atoms that coincide.
-        """
-        if isinstance(fault, self._native.StructureFault):
-            return StructureError(str(fault))
-        if isinstance(fault, self._native.Coincidence):
-            check_distinct_positions(structure)
-            return StructureError("two atoms coincide")
-        return ModelError(
-            "the energy or a force is not a finite number: the atoms are far outside what the "
-            "model was trained on, or its weights are damaged"
-        )
+    def explained(self, fault: Exception) -> EquibitError:
+        """What compiled code found wrong, as an error of this package."""
+        if isinstance(fault, self._native.NotFinite):
+            return ModelError(
+                "the energy or a force is not a finite number: the atoms are far outside what the "
+                "model was trained on, or its weights are damaged"
+            )
+        return StructureError(str(fault))
 
     def __reduce__(self) -> Any:
         raise TypeError("a NativePotential cannot be pickled: load the model in each process")

@@ -13,6 +13,8 @@ MIN_DISTANCE = 0.05
 """Å. Closer nuclei are a broken file, not chemistry: H–H at 0.05 Å costs hundreds of eV."""
 
 _SMALL = 64  # atoms; below it a matrix of distances is faster than a neighbour search
+_BINS = 1e6  # of a search, and more with atoms; with vacuum they get wider than the cutoff
+_MOST_IMAGES = 1e5  # of the cell, around one atom
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ def check_distinct_positions(structure: Structure) -> None:
     Raises:
         StructureError: two atoms closer than ``MIN_DISTANCE`` (named with their distance).
     """
-    _check_distances(structure, _search(structure, MIN_DISTANCE))
+    _check_distances(structure, _search(structure, 20 * MIN_DISTANCE))  # in fewer bins
 
 
 def closest_distance(structure: Structure, radius: float) -> float:
@@ -88,10 +90,11 @@ def _search(structure: Structure, cutoff: float) -> NeighborList:
     from matscipy.neighbours import neighbour_list
 
     cell = _search_cell(structure)
+    reach = _reach(structure, cell, cutoff)
     try:
         i, j, n = neighbour_list(
             "ijS",
-            cutoff=cutoff,
+            cutoff=reach,
             positions=structure.positions,
             cell=cell if structure.periodic else None,  # None: a box around the atoms
             pbc=structure.pbc,
@@ -104,7 +107,12 @@ def _search(structure: Structure, cutoff: float) -> NeighborList:
     cell_shifts = n.astype(np.int64)
     shifts = cell_shifts @ cell
     vectors = structure.positions[senders] - structure.positions[receivers] + shifts
-    return NeighborList(receivers, senders, cell_shifts, shifts, vectors)
+    if reach == cutoff:
+        return NeighborList(receivers, senders, cell_shifts, shifts, vectors)
+    near = (vectors**2).sum(axis=1) < cutoff**2
+    return NeighborList(
+        receivers[near], senders[near], cell_shifts[near], shifts[near], vectors[near]
+    )
 
 
 def _search_all_pairs(structure: Structure, cutoff: float) -> NeighborList:
@@ -136,6 +144,35 @@ def _search_cell(structure: Structure) -> FloatArray:
         )
     cell[~structure.pbc] = axes[len(lattice) :]
     return cell
+
+
+def _reach(structure: Structure, cell: FloatArray, cutoff: float) -> float:
+    """The cutoff to search with: larger where bins of its size would fill the memory.
+
+    Raises:
+        StructureError: a stray atom or vacuum that no search can deal with, or a cell too thin for
+            its images to be listed.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        extent = np.ptp(structure.positions, axis=0)
+        images, bins = 1.0, _BINS + 64.0 * len(structure)
+        if structure.periodic:
+            inverse = np.linalg.inv(cell)
+            heights = 1.0 / np.linalg.norm(inverse, axis=0)  # between opposite faces
+            extent = np.where(structure.pbc, heights, np.ptp(structure.positions @ inverse, axis=0))
+            images = np.prod(2.0 * np.ceil(cutoff / extent[structure.pbc]) + 1.0)
+        wider = np.cbrt(np.prod(np.maximum(extent / cutoff, 1.0)) / bins)
+    if not images < _MOST_IMAGES:
+        raise StructureError(
+            "the periodic cell is too thin or too skewed to list its images; repeat it, or give the "
+            "same lattice by shorter vectors"
+        )
+    if not wider < (100.0 if len(structure) < 5000 else 2.0):
+        raise StructureError(
+            f"{len(structure)} atoms reach over {extent.max():.3g} Å, too far to search for "
+            "neighbours: look for a stray atom, or take vacuum out of the cell"
+        )
+    return cutoff * max(1.0, float(wider))
 
 
 def _check_distances(structure: Structure, edges: NeighborList) -> None:

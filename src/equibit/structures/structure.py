@@ -55,7 +55,7 @@ class Structure:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = np.asarray(self.numbers)
+        numbers = _real("numbers", self.numbers)
         if numbers.ndim != 1 or numbers.size == 0:
             raise StructureError(
                 f"a structure needs at least one atom: numbers have shape {numbers.shape}"
@@ -66,7 +66,7 @@ class Structure:
         )
         if wrong.size:
             raise StructureError(
-                f"atom {wrong[0]} has atomic number {numbers[wrong[0]]}; "
+                f"atom {wrong[0]} has atomic number {numbers[wrong[0]]:g}; "
                 f"expected 1 to {MAX_ATOMIC_NUMBER}"
             )
         object.__setattr__(self, "numbers", numbers.astype(np.int64))
@@ -78,19 +78,24 @@ class Structure:
             if vectors is not None:
                 object.__setattr__(self, name, _per_atom_vectors(name, vectors, n_atoms))
         if self.energy is not None:
-            energy = float(np.asarray(self.energy, dtype=np.float64).reshape(()))
+            labels = _real("energy", self.energy)
+            if labels.size != 1:
+                raise StructureError(
+                    f"the energy label has shape {labels.shape}; expected a number"
+                )
+            energy = float(labels.reshape(()))
             if not np.isfinite(energy):
                 raise StructureError(f"the energy label is {energy}; drop or repair this structure")
             object.__setattr__(self, "energy", energy)
         if self.stress is not None:
             object.__setattr__(self, "stress", _matrix("stress", self.stress))
-        pbc = np.broadcast_to(np.asarray(self.pbc, dtype=bool), (3,)).copy()
+        pbc = _directions(self.pbc)
         object.__setattr__(self, "pbc", pbc)
         if self.cell is not None:
             object.__setattr__(self, "cell", _matrix("cell", self.cell))
         if pbc.any():
-            lengths = np.zeros(3) if self.cell is None else np.linalg.norm(self.cell, axis=1)
-            missing = np.flatnonzero(pbc & (lengths == 0))
+            known = np.zeros(3, dtype=bool) if self.cell is None else self.cell.any(axis=1)
+            missing = np.flatnonzero(pbc & ~known)
             if missing.size:
                 raise StructureError(
                     f"direction {'abc'[missing[0]]} is periodic but its lattice vector is zero; "
@@ -117,8 +122,43 @@ class Structure:
         )
 
 
+def _real(name: str, values: npt.ArrayLike) -> FloatArray:
+    """A copy in float64, which holds every atomic number.
+
+    Raises:
+        StructureError: what is not real numbers, text and ragged lists among it.
+    """
+    try:
+        array = np.array(values)
+        if array.dtype.kind not in "biufO":
+            raise TypeError(f"an array of {array.dtype}")
+        return array.astype(np.float64, copy=False)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StructureError(f"{name} are not an array of real numbers: {error}") from None
+
+
+def _directions(pbc: Any) -> BoolArray:
+    """Three truth values, from three or one.
+
+    Raises:
+        StructureError: anything else.
+    """
+    try:
+        array = np.asarray(pbc)
+        flags = array.astype(bool)
+        if array.dtype.kind not in "biuf" or array.shape not in ((), (1,), (3,)):
+            raise ValueError
+        if (flags != array).any():
+            raise ValueError
+    except (TypeError, ValueError):
+        raise StructureError(
+            f"pbc is {str(pbc)[:80]}; expected true or false, once or for a, b, c"
+        ) from None
+    return np.broadcast_to(flags, (3,)).copy()
+
+
 def _per_atom_vectors(name: str, values: npt.ArrayLike, n_atoms: int) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    array = _real(name, values)
     if array.shape != (n_atoms, 3):
         raise StructureError(f"{name} have shape {array.shape}; expected ({n_atoms}, 3)")
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
@@ -128,7 +168,7 @@ def _per_atom_vectors(name: str, values: npt.ArrayLike, n_atoms: int) -> FloatAr
 
 
 def _matrix(name: str, values: npt.ArrayLike) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    array = _real(name, values)
     if array.shape != (3, 3):
         raise StructureError(f"{name} has shape {array.shape}; expected (3, 3)")
     if not np.isfinite(array).all():
