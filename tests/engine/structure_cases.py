@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import resource
 import sys
 import time
 import warnings
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ Generator = np.random.Generator
 CORPUS = Path(__file__).resolve().parents[2] / "native" / "fuzz" / "corpus"
 CASES = CORPUS / "structure-cases.json"
 MODELS = ("fp32", "w4a8", "w8a16-degree-two", "so3krates")
-CUTOFF = 4.0
+MEMORY = 4 << 30  # bytes that a process of many cases may have
 
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 1.7e308, -1e200, 1e20, 1e9, 1e5]
 SPECIAL += [5e-324, -1e-310, -0.0, 1e-17, 2.0**31, -(2.0**53)]
@@ -119,8 +122,10 @@ def _make_case(g: Generator) -> Case:
 
 
 def _pick(g: Generator, values: Any, weights: Any = None) -> Any:
-    p = None if weights is None else np.array(weights) / np.sum(weights)
-    return values[int(g.choice(len(values), p=p))]
+    if weights is None:
+        return values[int(g.integers(len(values)))]
+    *bounds, total = accumulate(weights)
+    return values[bisect(bounds, g.random() * total)]
 
 
 def _cell(g: Generator) -> tuple[Any, Any]:
@@ -342,9 +347,10 @@ def attempt(case: Case) -> str:
     """
     way, promised = WAYS[case.way]
     try:
-        for values in (case.numbers, case.positions, case.cell):
-            FORMS[case.form](values)
-    except (TypeError, ValueError, OverflowError):
+        with warnings.catch_warnings(action="error"):
+            for values in (case.numbers, case.positions, case.cell):
+                FORMS[case.form](values)
+    except (TypeError, ValueError, OverflowError, Warning):
         case = replace(case, form="list")  # numpy itself refuses that form
     try:
         with warnings.catch_warnings(action="error"):
@@ -369,6 +375,7 @@ def kept_cases() -> list[tuple[Case, str]]:
 
 def main(first: int, count: int) -> int:
     """Cases of consecutive numbers, in this process; what they came to goes to standard output."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     faulthandler.enable()
     outcomes: Counter[str] = Counter()
     slowest = (0.0, first)
