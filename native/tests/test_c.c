@@ -79,7 +79,8 @@ static void test_refusals(const equibit_model *model, const char *path) {
   size_t size = file == NULL || bytes == NULL ? 0 : fread(bytes, 1, 1 << 20, file);
 
   check(equibit_make_calculator(model, 2, fluorine, 0.5, 1, &calculator) == EQUIBIT_BAD_STRUCTURE &&
-            strstr(equibit_error(), "atom 1") != NULL, "an unknown element is named");
+            strstr(equibit_error(), "atom 1 has atomic number 9") != NULL &&
+            strstr(equibit_error(), "it knows 1 6 8") != NULL, "an unknown element is named");
   check(equibit_make_calculator(model, INT64_MAX, numbers, 0.5, 1, &calculator) ==
             EQUIBIT_BAD_ARGUMENT, "atoms beyond all memory");
   check(equibit_make_calculator(model, 0, numbers, 0.5, 1, &calculator) == EQUIBIT_BAD_ARGUMENT,
@@ -88,7 +89,11 @@ static void test_refusals(const equibit_model *model, const char *path) {
             EQUIBIT_BAD_STRUCTURE, "a skin that is none");
   check(equibit_make_calculator(model, ATOMS, numbers, 0.5, 0, &calculator) ==
             EQUIBIT_BAD_ARGUMENT, "no threads");
-  check(equibit_load("/no/such/model", &none) == EQUIBIT_BAD_FILE, "no file");
+  check(equibit_load("/no/such/model", &none) == EQUIBIT_BAD_FILE &&
+            strstr(equibit_error(), "/no/such/model: No such file") != NULL, "no file");
+  check(equibit_load(__FILE__, &none) == EQUIBIT_BAD_FILE &&
+            strncmp(equibit_error(), __FILE__ ": this is not an equibit file",
+                    sizeof __FILE__ + 20) == 0, "a file of another kind is named");
   check(equibit_load(NULL, &none) == EQUIBIT_BAD_ARGUMENT, "no path");
   check(size > 1000 && equibit_load_bytes(bytes, size, &none) == EQUIBIT_OK, "from memory");
   equibit_free_model(none);

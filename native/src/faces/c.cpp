@@ -86,7 +86,17 @@ equibit_status equibit_load(const char* path, equibit_model** model) {
     if (path == nullptr || model == nullptr) {
       return fail(EQUIBIT_BAD_ARGUMENT, "path or model is null");
     }
-    return load(equibit::read_file(path), model);
+    std::vector<std::byte> bytes = equibit::read_file(path);  // what it says names the file
+    const std::string place = std::string(path) + ": ";
+    try {
+      return load(std::move(bytes), model);
+    } catch (const equibit::FileFault& fault) {
+      return fail(EQUIBIT_BAD_FILE, (place + fault.what()).c_str());
+    } catch (const equibit::ModelFault& fault) {
+      return fail(EQUIBIT_BAD_FILE, (place + fault.what()).c_str());
+    } catch (const equibit::UnsupportedModel& fault) {
+      return fail(EQUIBIT_BAD_MODEL, (place + fault.what()).c_str());
+    }
   });
 }
 
@@ -139,8 +149,9 @@ equibit_status equibit_make_calculator(const equibit_model* model, int64_t n_ato
       size_t index = 0;
       while (index < elements.size() && elements[index] != numbers[i]) ++index;
       if (index == elements.size()) {
-        const std::string what = "atom " + std::to_string(i) + " has atomic number " +
-                                 std::to_string(numbers[i]) + ", which the model never saw";
+        std::string what = "atom " + std::to_string(i) + " has atomic number " +
+                           std::to_string(numbers[i]) + ", which the model never saw; it knows";
+        for (const int32_t known : elements) what += " " + std::to_string(known);
         return fail(EQUIBIT_BAD_STRUCTURE, what.c_str());
       }
       species.push_back(static_cast<int32_t>(index));
