@@ -38,6 +38,19 @@ def test_what_runs_in_integers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "8-bit inputs" in shown
 
 
+def test_names_are_whole_and_layers_of_a_kind_share_a_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", "ethanol-w4a8"]) == 0
+    shown = capsys.readouterr().out
+    assert "attention.*.query (3×)" in shown
+    assert "…" not in shown.replace("…  ", "", 1)  # the digest of the file alone is cut
+    assert len(shown.splitlines()) < 200
+    (embedding,) = [line for line in shown.splitlines() if line.startswith("│ embedding")]
+    assert embedding.split("│")[2].strip() == "16"  # as stored, not as computed
+
+
 def test_what_the_engine_does_not_run(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(model)]) == 0
     assert "Engine does not run it" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_what_only_torch_runs_is_said(tmp_path: Path) -> None:
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "out.safetensors"
-    assert main(["export", str(kept("w8a8")), str(target), "--name", "given", "--json"]) == 0
+    assert main(["export", str(kept("w8a8")), "-o", str(target), "--name", "given", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "given"
-    assert main(["export", str(kept("w8a8")), str(target)]) == 0
+    assert main(["export", str(kept("w8a8")), "-o", str(target)]) == 0
     assert f"version {VERSION}" in capsys.readouterr().out

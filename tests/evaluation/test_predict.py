@@ -128,7 +128,9 @@ def _with_bad(tmp_path: Path) -> Path:
 def test_bad_structures_stop_by_default(tmp_path: Path) -> None:
     source, output = _with_bad(tmp_path), tmp_path / "out.xyz"
     output.write_text("old")
-    with pytest.raises(ModelError, match=r"^structure 0: atom 0 has atomic number 9"):
+    with pytest.raises(
+        ModelError, match=r"bad\.xyz, structure 0: atom 0 has atomic number 9.*--skip-bad"
+    ):
         predict_file(POTENTIAL, source, output)
     assert output.read_text() == "old"
 

@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Shipped model, model file or run folder.")],
-    output: Annotated[Path, typer.Argument(help="File to write, *.safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, *.safetensors.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the model in the file; unchanged if left out.")
     ] = None,

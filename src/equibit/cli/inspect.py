@@ -15,6 +15,7 @@ from equibit.cli.tables import key_value_table
 
 if TYPE_CHECKING:
     from equibit.evaluation.description import ModelDescription
+    from equibit.evaluation.size import PartSize
 
 app = typer.Typer()
 
@@ -67,10 +68,10 @@ def _print_arithmetic(console: Console, description: ModelDescription) -> None:
         table.add_column(column)
     rows: dict[tuple[str, str, str], int] = {}
     for name, forward, reverse in potential.arithmetic:
-        row = (re.sub(r"\.\d+\.(?=\D)", ".*.", name), forward, reverse)
+        row = (_anywhere(name), forward, reverse)
         rows[row] = rows.get(row, 0) + 1
     for (name, forward, reverse), count in rows.items():
-        table.add_row(f"{name} ({count}×)" if count > 1 else name, forward, reverse)
+        table.add_row(_times(name, count), forward, reverse)
     table.add_row("filters, attention, norms, gates, sums over neighbours", "float32", "float32")
     table.add_row("neighbours, distances, harmonics, frames, sums of forces", "float64", "float64")
     console.print(table)
@@ -94,20 +95,35 @@ def _overview(description: ModelDescription) -> dict[str, object]:
 
 
 def _layer_table(description: ModelDescription) -> Table:
+    """One row for layers that differ in their place only."""
     table = Table(title="Quantised layers", title_justify="left", header_style="dim")
-    for column in ("layer", "weight", "bits", "one step", "input", "products", "bytes"):
-        table.add_column(column, justify="right" if column in ("bits", "bytes") else "left")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("weight")
+    table.add_column("input")
+    table.add_column("products")
+    table.add_column("bytes", justify="right")
+    rows: dict[tuple[str, ...], list[int]] = {}
     for layer in description.layers:
-        table.add_row(
-            layer.name,
-            " × ".join(map(str, layer.shape)),
-            str(layer.bits),
-            layer.steps,
+        shape = " × ".join(map(str, layer.shape))
+        row = (
+            _anywhere(layer.name),
+            f"{shape}, {layer.bits} bits {layer.steps}",
             layer.input,
             "integer" if layer.integer else "float",
-            f"{layer.bytes:,}",
         )
+        rows.setdefault(row, []).append(layer.bytes)
+    for (name, *rest), sizes in rows.items():
+        table.add_row(_times(name, len(sizes)), *rest, f"{sum(sizes):,}")
     return table
+
+
+def _anywhere(layer: str) -> str:
+    """A layer's name without its place among the network's layers."""
+    return re.sub(r"\.\d+\.(?=\D)", ".*.", layer)
+
+
+def _times(name: str, count: int) -> str:
+    return f"{name} ({count}×)" if count > 1 else name
 
 
 def _size_table(description: ModelDescription) -> Table:
@@ -132,9 +148,21 @@ def _size_table(description: ModelDescription) -> Table:
             sum(part.bytes for part in quantized),
             sum(part.fp32_bytes for part in quantized),
         )
-    for part in sorted(rest, key=lambda part: -part.bytes):
+    kinds: dict[tuple[str, int], list[PartSize]] = {}
+    for part in rest:
         if part.bytes:
-            row(part.name, "32", part.n_weights, part.bytes, part.fp32_bytes)
+            width = round(8 * part.bytes / max(part.n_weights, 1))  # as stored
+            kinds.setdefault((_anywhere(part.name), width), []).append(part)
+    for (name, bits), parts in sorted(
+        kinds.items(), key=lambda kind: -sum(p.bytes for p in kind[1])
+    ):
+        row(
+            _times(name, len(parts)),
+            str(bits),
+            sum(part.n_weights for part in parts),
+            sum(part.bytes for part in parts),
+            sum(part.fp32_bytes for part in parts),
+        )
     row("whole file, header included", "", None, size.file_bytes, size.fp32_file_bytes)
     return table
 

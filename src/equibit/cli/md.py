@@ -94,6 +94,7 @@ def md(
         if as_json:
             typer.echo(json.dumps(outlook))
         else:
+            outlook["files"] = "\n".join(outlook["files"])
             console.print(key_value_table("This run would", outlook))
         return
     with progress() as watcher:
@@ -139,7 +140,9 @@ def _figures(result: DynamicsResult) -> dict[str, object]:
     )
     return {
         "simulated": f"{result.time:g} ps in {result.steps} steps, {result.n_atoms} atoms",
-        "energy drift": f"{drift.slope:.2g}{error} meV/atom/ps",
+        "energy drift": f"{drift.slope:.2g}{error} meV/atom/ps"
+        if result.steps >= 2 * result.settings["sample_every"]
+        else "needs more samples",
         "temperature": f"{result.temperature:.0f} ± {result.temperature_deviation:.0f} K",
         "bonds": bonds or "none watched",
         "speed": f"{result.ns_per_day:.3g} ns/day, {result.microseconds_per_step:.1f} µs per step "

@@ -119,10 +119,14 @@ def predict_file(
         done = bad.position_after(resumed)
         progress(stage, done, total)
         for batch in batched(islice(structures, done, None), batch_size):
-            for structure, prediction in _predicted(
-                potential, batch, done, stress, bad if skip_bad else None
-            ):
-                writer.write(_labelled(structure, prediction))
+            try:
+                predicted = _predicted(potential, batch, done, stress, bad if skip_bad else None)
+                for structure, prediction in predicted:
+                    writer.write(_labelled(structure, prediction))
+            except (StructureError, ModelError) as error:
+                raise type(error)(
+                    f"{source}, {error}; --skip-bad leaves out what cannot be predicted"
+                ) from error
             done += len(batch)
             progress(stage, done, total)
         written = writer.written

@@ -30,7 +30,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         WriteError: the folder is missing or closed, ``path`` is no regular file, or the disk is full.
     """
-    target = _checked_target(path)
+    target = checked_target(path)
     temporary = target.with_name(f".equibit-{secrets.token_hex(8)}.part{target.suffix}")
     try:
         _create_empty(temporary, like=target)
@@ -71,7 +71,12 @@ def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         yield file
 
 
-def _checked_target(path: str | os.PathLike[str]) -> Path:
+def checked_target(path: str | os.PathLike[str]) -> Path:
+    """Where a file will be written, links followed.
+
+    Raises:
+        WriteError: the folder is missing, or ``path`` is a folder or no regular file.
+    """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise WriteError(f"cannot write {path}: it is a folder; name a file")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.structures.strategies import assert_same
 
+from equibit.storage import WriteError
 from equibit.structures import FileFormatError, Structure, StructureError
 from equibit.structures.formats import StructureWriter, read_structures
 
@@ -23,6 +24,31 @@ def kill_after(path: Path, count: int, job: str = "job") -> Path:
             writer.write(frame)
         raise KeyboardInterrupt
     return writer.part
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_written(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the error comes with flushing, too."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "out.xyz"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = r"out\.xyz.*free some space.*goes on after 2 structures"
+    with pytest.raises(WriteError, match=message), StructureWriter(path, job="job") as writer:
+        writer.write(FRAMES[0])
+        writer.write(FRAMES[1])
+        full = writer.part.stat().st_size + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (full, limits[1]))
+        writer.write(FRAMES[2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with StructureWriter(path, job="job") as writer:
+        assert writer.written == 2
+        writer.write(FRAMES[2])
+
+
+def test_a_missing_folder_is_said_before_anything_else(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "out.xyz"
+    message = r"there is no folder .*none; create it first"
+    with pytest.raises(WriteError, match=message), StructureWriter(path):
+        pass
 
 
 @pytest.mark.parametrize("suffix", ["xyz", "npz", "traj", "db"])

@@ -144,7 +144,8 @@ def checked_output_format(path: str | os.PathLike[str], format: str | None = Non
     kind = format or _format_of_suffix(Path(path))
     if kind is None or kind not in WRITERS:
         what = f"format {format!r}" if format else f"suffix {Path(path).suffix!r}"
-        raise _unknown(path, what, list(WRITERS))
+        suffixes = [suffix for suffix, written in SUFFIXES.items() if written in WRITERS]
+        raise _unknown(path, what, list(WRITERS) if format else suffixes)
     return kind
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from equibit.structures.errors import FileFormatError, StructureError
+from equibit.structures.errors import EquibitError, FileFormatError, StructureError
 from equibit.structures.formats.api import checked_output_format, write_structures
 from equibit.structures.formats.extxyz import format_frame, iter_extxyz
 from equibit.structures.structure import Structure
@@ -57,7 +57,9 @@ class StructureWriter:
 
     def __enter__(self) -> StructureWriter:
         from equibit.storage import WriteError
+        from equibit.storage.atomic import checked_target
 
+        checked_target(self.path)
         try:
             end = 0
             if self._resume and self.part.exists():
@@ -78,16 +80,11 @@ class StructureWriter:
         Raises:
             WriteError: full disk; what is already written is kept.
         """
-        from equibit.storage import WriteError
-
         try:
             self._file.write(format_frame(structure).encode())
             self._file.flush()
         except OSError as error:
-            raise WriteError(
-                f"cannot write {self.path}: {error.strerror or error}; free some space and repeat "
-                f"the command, which goes on after {self.written} structures"
-            ) from error
+            raise self._full(error) from error
         self.written += 1
 
     def __exit__(
@@ -96,7 +93,11 @@ class StructureWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as fault:  # what a full disk did not take before
+            if kind is None:
+                raise self._full(fault) from fault
         if kind is not None:
             return
         if self.written == 0:
@@ -107,6 +108,14 @@ class StructureWriter:
         else:
             write_structures(self.path, iter_extxyz(self.part), format=self.format)
             self.part.unlink()
+
+    def _full(self, error: OSError) -> EquibitError:
+        from equibit.storage import WriteError
+
+        return WriteError(
+            f"cannot write {self.path}: {error.strerror or error}; free some space and repeat "
+            f"the command, which goes on after {self.written} structures"
+        )
 
 
 def _complete_frames(part: Path, most: int | None) -> tuple[int, int]:
