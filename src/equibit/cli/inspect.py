@@ -153,12 +153,12 @@ def _size_table(description: ModelDescription) -> Table:
         if part.bytes:
             width = round(8 * part.bytes / max(part.n_weights, 1))  # as stored
             kinds.setdefault((_anywhere(part.name), width), []).append(part)
-    for (name, bits), parts in sorted(
+    for (name, width), parts in sorted(
         kinds.items(), key=lambda kind: -sum(p.bytes for p in kind[1])
     ):
         row(
             _times(name, len(parts)),
-            str(bits),
+            str(width),
             sum(part.n_weights for part in parts),
             sum(part.bytes for part in parts),
             sum(part.fp32_bytes for part in parts),
