@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms, units
+from ase import Atoms, build, units
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from ase.vibrations import Vibrations
 from tests.evaluation.toy import MorsePotential, copper, molecule
 
+from equibit import engine
 from equibit.interfaces.ase import Calculator, structure_from_atoms
 from equibit.structures import ModelError, Prediction, Structure, StructureError
+
+
+def ethanol() -> Atoms:
+    return build.molecule("CH3CH2OH")
 
 
 def _atoms(structure: Structure) -> Atoms:
@@ -55,7 +65,7 @@ def test_all_promised_properties_are_there() -> None:
     assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
 
 
-def test_stress_of_a_molecule_is_refused_and_the_rest_works() -> None:
+def test_stress_of_a_relaxedis_refused_and_the_rest_works() -> None:
     atoms = _atoms(molecule())
     with pytest.raises(PropertyNotImplementedError, match="periodic in three directions"):
         atoms.get_stress()
@@ -136,6 +146,47 @@ def test_bad_input_is_named() -> None:
         Calculator(3)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="float64"):
         Calculator(MorsePotential(), dtype="float32")
+    with pytest.raises(ModelError, match="dtype is 'float16'; expected float32 or float64"):
+        _ = Calculator("ethanol-w4a8", dtype="float16").info
+    with pytest.raises(TypeError, match="takes no keyword dtpye"):
+        Calculator("ethanol-w4a8", dtpye="float64")
+
+
+@pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
+def test_a_calculator_in_use_is_copied_and_sent_to_other_processes() -> None:
+    atoms = Atoms("CHOH", positions=[[0, 0, 0], [1.1, 0, 0], [-0.8, 1.1, 0], [-1.7, 0.9, 0.1]])
+    atoms.calc = Calculator("ethanol-w4a8")
+    expected = atoms.get_potential_energy()
+    twin = copy.deepcopy(atoms)
+    assert twin.calc is not atoms.calc
+    twin.rattle(0.1, seed=1)
+    assert twin.get_potential_energy() != expected
+    assert atoms.get_potential_energy() == expected
+    sent = pickle.loads(pickle.dumps(atoms.calc))
+    assert sent.get_potential_energy(atoms.copy()) == expected
+    portable = Calculator(engine.load("ethanol-w4a8", kernels="portable", threads=2)).potential
+    again = pickle.loads(pickle.dumps(portable))
+    assert (again.kernels, again.threads, again.info) == ("portable", 2, portable.info)
+    assert repr(atoms.calc) == "Calculator('ethanol-w4a8')"
+    assert repr(Calculator(portable)) == "Calculator('ethanol-w4a8')"
+
+
+@pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
+def test_vibrations_and_processes_of_ase(tmp_path: Path) -> None:
+    """What users do in loops: one calculator for many displacements, in pools of processes too."""
+    relaxed = ethanol()
+    relaxed.calc = Calculator("ethanol-fp32")
+    BFGS(relaxed, logfile=None).run(fmax=0.005, steps=200)
+    vibrations = Vibrations(relaxed, name=str(tmp_path / "vibrations"))
+    vibrations.run()
+    assert 3500 < vibrations.get_frequencies().real.max() < 4000  # 1/cm, of O–H
+    displaced = [ethanol() for _ in range(4)]
+    for seed, atoms in enumerate(displaced):
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = relaxed.calc
+    expected = [atoms.get_potential_energy() for atoms in displaced]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(Atoms.get_potential_energy, displaced) == expected
 
 
 def test_missing_model_is_reported_on_first_use() -> None:

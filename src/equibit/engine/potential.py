@@ -86,7 +86,7 @@ def load(
         raise ModelError(f"{path}: {error}: compute with torch (equibit.load_potential)") from error
     except (native.FileFault, native.ModelFault) as error:
         raise FileFormatError(f"{path}: {error}") from error
-    return NativePotential(model, threads=threads)
+    return NativePotential(model, threads=threads, source=(os.fspath(path.resolve()), kernels))
 
 
 def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = None) -> Potential:
@@ -97,10 +97,12 @@ def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = 
         dtype: ``float64`` arithmetic is torch's; None and ``float32`` are the engine's.
 
     Raises:
-        ModelError: no such model, or neither the engine nor torch is installed.
+        ModelError: no such model, another dtype, or neither the engine nor torch is installed.
         FileFormatError: damaged, foreign, newer or inconsistent file.
     """
     path = resolve_model(Path(name_or_path))
+    if dtype not in (None, "float32", "float64"):
+        raise ModelError(f"dtype is {dtype!r}; expected float32 or float64")
     reason = "float64 arithmetic"
     if dtype in (None, "float32"):
         try:
@@ -132,6 +134,8 @@ class NativePotential:
     Args:
         model: of compiled code; see ``load``.
         threads: that share batches and large systems.
+        source: file and kernels that ``load`` was given; a pickle is these, and the file is read
+            again where it is unpickled. Copies share the model, which nothing changes.
 
     Attributes:
         name: what reports call it.
@@ -140,7 +144,9 @@ class NativePotential:
         faults: what compiled code throws for a bad structure; see ``explained``.
     """
 
-    def __init__(self, model: Any, *, threads: int = 1) -> None:
+    def __init__(
+        self, model: Any, *, threads: int = 1, source: tuple[str, str | None] | None = None
+    ) -> None:
         if threads < 1:
             raise ModelError(f"threads is {threads}; expected 1 or more")
         native = _required()
@@ -151,6 +157,7 @@ class NativePotential:
             model.name, tuple(model.elements), model.cutoff, "float32", model.recipe
         )
         self._native = native
+        self._source = source
         self.faults = (native.StructureFault, native.Coincidence, native.NotFinite)
         self.kernels = str(model.kernels)
         self.threads = threads
@@ -226,8 +233,20 @@ class NativePotential:
             )
         return StructureError(str(fault))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativePotential:
+        return self
+
+    def __copy__(self) -> NativePotential:
+        return self
+
     def __reduce__(self) -> Any:
-        raise TypeError("a NativePotential cannot be pickled: load the model in each process")
+        if self._source is None:
+            raise TypeError("this NativePotential has no file to be pickled as: see engine.load")
+        return _load_again, (*self._source, self.threads)
+
+
+def _load_again(path: str, kernels: str | None, threads: int) -> NativePotential:
+    return load(path, kernels=kernels, threads=threads)
 
 
 def _stress(structure: Structure, virial: np.ndarray) -> np.ndarray:

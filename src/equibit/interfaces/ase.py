@@ -30,6 +30,8 @@ from equibit.structures.errors import ModelError
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import Structure
 
+_ASE_KEYWORDS = {"restart", "label", "atoms", "directory"}
+
 
 class Calculator(AseCalculator):
     """Energies, forces and stresses of an equibit model for ASE.
@@ -42,8 +44,10 @@ class Calculator(AseCalculator):
             looked up and read on the first calculation.
         dtype: ``float32`` or ``float64``, the arithmetic of a model given by name or path; the
             model's own where None.
+        kwargs: ASE's own (``atoms``, ``label``, ``directory``).
 
     Raises:
+        TypeError: another keyword.
         ModelError: ``model`` is neither; on calculation: no such model, or an element it never saw.
         StructureError: on calculation: NaN or coinciding positions.
     """
@@ -54,6 +58,10 @@ class Calculator(AseCalculator):
     def __init__(
         self, model: str | os.PathLike[str] | Potential, *, dtype: str | None = None, **kwargs: Any
     ) -> None:
+        # ASE takes whatever else is there as parameters, misspelt ones among them.
+        unknown = ", ".join(sorted(kwargs.keys() - _ASE_KEYWORDS))
+        if unknown:
+            raise TypeError(f"Calculator takes no keyword {unknown}")
         super().__init__(**kwargs)
         self._source: str | os.PathLike[str] | None = None
         self._potential: Potential | None = None
@@ -69,8 +77,11 @@ class Calculator(AseCalculator):
             self._potential = model
         else:
             raise ModelError(
-                f"a {type(model).__name__} is no model: give a name, a path or a Potential"
+                f"{type(model).__name__} is no model: give a name, a path or a Potential"
             )
+
+    def __repr__(self) -> str:
+        return f"Calculator({str(self._source or self.info.name)!r})"
 
     @property
     def potential(self) -> Potential:

@@ -17,7 +17,7 @@ from equibit.networks.potential import TorchPotential
 from equibit.networks.registry import AnyNetworkConfig, build_network
 from equibit.quantization.state import export_state, import_state
 from equibit.storage.container import Container, read_container, write_container
-from equibit.structures.errors import FileFormatError
+from equibit.structures.errors import FileFormatError, ModelError
 
 UNITS = {"length": "angstrom", "energy": "eV"}
 
@@ -121,11 +121,14 @@ def load_potential(
             on how a structure lies in space.
 
     Raises:
-        ModelError, FileFormatError: see ``load_network``.
+        ModelError: another dtype; else, and FileFormatError: see ``load_network``.
     """
+    dtypes = {None: None, "float32": torch.float32, "float64": torch.float64}
+    if dtype not in dtypes:
+        raise ModelError(f"dtype is {dtype!r}; expected float32 or float64")
     network, header = load_network(name_or_path)
     if dtype is not None:
-        network = network.to({"float32": torch.float32, "float64": torch.float64}[dtype])
+        network = network.to(dtypes[dtype])
     network.canonical_orientation = canonical_orientation
     recipe = "fp32" if network.recipe is None else network.recipe.name
     return TorchPotential(network, name=header["name"], recipe=recipe, device=device)
