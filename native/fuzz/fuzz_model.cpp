@@ -1,4 +1,5 @@
-// Any bytes as a model file. Built with the checksum left unchecked, since no mutation would pass it.
+// Any bytes as a model file. Built with the checksum left unchecked, since no mutation would pass
+// it.
 
 #include <cstddef>
 #include <cstdint>

@@ -19,7 +19,8 @@
 
 namespace {
 
-constexpr int64_t kMostPairs = 64;  // beyond it neighbours alone are searched, for the sake of speed
+constexpr int64_t kMostPairs =
+    64;  // beyond it neighbours alone are searched, for the sake of speed
 
 const equibit::LoadedModel& model() {
   static const equibit::LoadedModel loaded =

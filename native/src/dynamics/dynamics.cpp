@@ -145,8 +145,8 @@ void Dynamics::sample(std::vector<double>& rows) const {
 }
 
 void Dynamics::evaluate_inner() {
-  energy_ = inner_->compute(state_.positions.data(),
-                            {atomic_energies_.data(), forces_.data(), nullptr});
+  energy_ =
+      inner_->compute(state_.positions.data(), {atomic_energies_.data(), forces_.data(), nullptr});
 }
 
 void Dynamics::evaluate_outer() {

@@ -18,21 +18,21 @@ inline constexpr double kAcceleration = 9.648533212331002e-3;
 inline constexpr double kBoltzmann = 8.617333262145179e-5;
 
 struct DynamicsSettings {
-  double timestep;     // fs
-  int64_t inner_steps; // time steps per evaluation of the outer force, 1 without one
-  double friction;     // 1/fs; 0 conserves the energy
-  double temperature;  // K, of the bath where there is friction
-  uint64_t seed;       // of the bath
+  double timestep;      // fs
+  int64_t inner_steps;  // time steps per evaluation of the outer force, 1 without one
+  double friction;      // 1/fs; 0 conserves the energy
+  double temperature;   // K, of the bath where there is friction
+  uint64_t seed;        // of the bath
 };
 
 /// Distances that are recorded, and what ends a run.
 struct Watch {
-  std::vector<int32_t> bonds;  // [n_bonds][2]
-  std::vector<double> shifts;  // [n_bonds][3] Å, to the image of the second atom
-  std::vector<int32_t> kinds;  // [n_bonds] in 0 … n_kinds − 1
-  std::vector<double> longest; // [n_bonds] Å; a longer bond is broken
+  std::vector<int32_t> bonds;   // [n_bonds][2]
+  std::vector<double> shifts;   // [n_bonds][3] Å, to the image of the second atom
+  std::vector<int32_t> kinds;   // [n_bonds] in 0 … n_kinds − 1
+  std::vector<double> longest;  // [n_bonds] Å; a longer bond is broken
   int32_t n_kinds = 0;
-  double most_kinetic = 0.0;   // eV
+  double most_kinetic = 0.0;  // eV
 };
 
 /// Where a run stands. From it the run goes on to the last bit as if it had never stopped.
@@ -45,8 +45,8 @@ struct DynamicsState {
 
 /// Velocity Verlet for Newton's equations, BAOAB (Leimkuhler & Matthews 2013) for Langevin's. With
 /// an outer force, r-RESPA (Tuckerman, Berne & Martyna 1992): the cheap force F moves the atoms at
-/// every step, and the difference of the outer force to it kicks them every `inner_steps` steps. The
-/// energy that is then conserved is the outer one.
+/// every step, and the difference of the outer force to it kicks them every `inner_steps` steps.
+/// The energy that is then conserved is the outer one.
 class Dynamics {
  public:
   /// `outer` may be null. Throws std::invalid_argument where sizes or numbers make no sense, and

@@ -16,10 +16,9 @@ inline void philox(uint64_t key, uint64_t counter_low, uint64_t counter_high, ui
   words[3] = static_cast<uint32_t>(counter_high >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53u} * words[0], b = uint64_t{0xCD9E8D57u} * words[2];
-    const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ words[1] ^ k0,
-                              static_cast<uint32_t>(b),
-                              static_cast<uint32_t>(a >> 32) ^ words[3] ^ k1,
-                              static_cast<uint32_t>(a)};
+    const uint32_t next[4] = {
+        static_cast<uint32_t>(b >> 32) ^ words[1] ^ k0, static_cast<uint32_t>(b),
+        static_cast<uint32_t>(a >> 32) ^ words[3] ^ k1, static_cast<uint32_t>(a)};
     for (int k = 0; k < 4; ++k) words[k] = next[k];
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;

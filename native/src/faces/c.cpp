@@ -1,7 +1,5 @@
 // C's face of the engine: statuses instead of exceptions.
 
-#include "equibit.h"
-
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -11,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "equibit.h"
 #include "files/container.h"
 #include "files/faults.h"
 #include "files/model.h"
@@ -156,10 +155,10 @@ equibit_status equibit_make_calculator(const equibit_model* model, int64_t n_ato
       }
       species.push_back(static_cast<int32_t>(index));
     }
-    *calculator = new equibit_calculator{
-        equibit::Evaluator(*model->loaded.network, std::move(species), equibit::Cell{}, skin,
-                           threads),
-        std::vector<double>(static_cast<size_t>(n_atoms))};
+    *calculator =
+        new equibit_calculator{equibit::Evaluator(*model->loaded.network, std::move(species),
+                                                  equibit::Cell{}, skin, threads),
+                               std::vector<double>(static_cast<size_t>(n_atoms))};
     return EQUIBIT_OK;
   });
 }
@@ -181,13 +180,13 @@ equibit_status equibit_compute(equibit_calculator* calculator, const double* pos
     if (lattice.any() && cell == nullptr) {
       return fail(EQUIBIT_BAD_STRUCTURE, "a periodic direction needs a cell");
     }
-    if (stress != nullptr &&
-        !(lattice.periodic[0] && lattice.periodic[1] && lattice.periodic[2])) {
+    if (stress != nullptr && !(lattice.periodic[0] && lattice.periodic[1] && lattice.periodic[2])) {
       return fail(EQUIBIT_BAD_STRUCTURE, "a stress needs a cell periodic in three directions");
     }
     equibit::Evaluator& evaluator = calculator->evaluator;
     evaluator.set_cell(lattice);
-    double* atoms = atomic_energies != nullptr ? atomic_energies : calculator->atomic_energies.data();
+    double* atoms =
+        atomic_energies != nullptr ? atomic_energies : calculator->atomic_energies.data();
     *energy = evaluator.compute(positions, {atoms, forces, stress});
     for (int k = 0; k < 9 && stress != nullptr; ++k) stress[k] /= volume(cell);
     return EQUIBIT_OK;

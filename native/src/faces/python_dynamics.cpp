@@ -49,30 +49,32 @@ void bind_dynamics(nb::module_& m) {
           "__init__",
           [](Dynamics* self, const Model& model, const Model* outer, const Species& species,
              const std::optional<Lattice>& cell, std::array<bool, 3> periodic, double skin,
-             int threads, const Numbers& masses, double timestep, int64_t inner_steps, double friction,
-             double temperature, uint64_t seed, const Bonds& bonds, const Vectors& shifts,
-             const Species& kinds, const Numbers& longest, double most_kinetic,
-             const Vectors& positions, const Vectors& velocities, int64_t step, double heat) {
+             int threads, const Numbers& masses, double timestep, int64_t inner_steps,
+             double friction, double temperature, uint64_t seed, const Bonds& bonds,
+             const Vectors& shifts, const Species& kinds, const Numbers& longest,
+             double most_kinetic, const Vectors& positions, const Vectors& velocities, int64_t step,
+             double heat) {
             const Cell lattice = cell_of(cell, periodic);
-            Watch watch{vector_of(bonds), vector_of(shifts), vector_of(kinds),
-                        vector_of(longest), 0, most_kinetic};
+            Watch watch{
+                vector_of(bonds), vector_of(shifts), vector_of(kinds), vector_of(longest), 0,
+                most_kinetic};
             for (int32_t kind : watch.kinds) watch.n_kinds = std::max(watch.n_kinds, kind + 1);
             const auto evaluator = [&](const Model& of) {
               return std::make_unique<Evaluator>(of.network(), vector_of(species), lattice, skin,
                                                  threads);
             };
             new (self) Dynamics(
-                evaluator(model), outer == nullptr ? nullptr : evaluator(*outer),
-                vector_of(masses),
+                evaluator(model), outer == nullptr ? nullptr : evaluator(*outer), vector_of(masses),
                 {timestep, inner_steps, friction, temperature, seed}, std::move(watch),
                 {vector_of(positions), vector_of(velocities), step, heat});
           },
           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::kw_only(), nb::arg("model"),
           nb::arg("outer").none(), nb::arg("species"), nb::arg("cell").none(), nb::arg("periodic"),
-          nb::arg("skin"), nb::arg("threads"), nb::arg("masses"), nb::arg("timestep"), nb::arg("inner_steps"),
-          nb::arg("friction"), nb::arg("temperature"), nb::arg("seed"), nb::arg("bonds"),
-          nb::arg("shifts"), nb::arg("kinds"), nb::arg("longest"), nb::arg("most_kinetic"),
-          nb::arg("positions"), nb::arg("velocities"), nb::arg("step"), nb::arg("heat"))
+          nb::arg("skin"), nb::arg("threads"), nb::arg("masses"), nb::arg("timestep"),
+          nb::arg("inner_steps"), nb::arg("friction"), nb::arg("temperature"), nb::arg("seed"),
+          nb::arg("bonds"), nb::arg("shifts"), nb::arg("kinds"), nb::arg("longest"),
+          nb::arg("most_kinetic"), nb::arg("positions"), nb::arg("velocities"), nb::arg("step"),
+          nb::arg("heat"))
       .def(
           "run",
           [](Dynamics& self, int64_t steps, int64_t every) {
@@ -92,14 +94,15 @@ void bind_dynamics(nb::module_& m) {
              return rows_of(rows, self);
            })
       // Copies, which own their memory.
-      .def_prop_ro("positions",
-                   [](const Dynamics& self) { return vectors_of(self.state().positions); },
-                   nb::rv_policy::automatic)
-      .def_prop_ro("velocities",
-                   [](const Dynamics& self) { return vectors_of(self.state().velocities); },
-                   nb::rv_policy::automatic)
-      .def_prop_ro("forces", [](const Dynamics& self) { return vectors_of(self.forces()); },
-                   nb::rv_policy::automatic)
+      .def_prop_ro(
+          "positions", [](const Dynamics& self) { return vectors_of(self.state().positions); },
+          nb::rv_policy::automatic)
+      .def_prop_ro(
+          "velocities", [](const Dynamics& self) { return vectors_of(self.state().velocities); },
+          nb::rv_policy::automatic)
+      .def_prop_ro(
+          "forces", [](const Dynamics& self) { return vectors_of(self.forces()); },
+          nb::rv_policy::automatic)
       .def_prop_ro("step", [](const Dynamics& self) { return self.state().step; })
       .def_prop_ro("heat", [](const Dynamics& self) { return self.state().heat; })
       .def_prop_ro("potential", &Dynamics::potential)

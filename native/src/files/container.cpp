@@ -29,10 +29,10 @@ struct Type {
   const char *stored, *name;
   size_t bytes;
 };
-constexpr Type kTypes[] = {{"BOOL", "bool", 1},     {"I8", "int8", 1},     {"U8", "uint8", 1},
-                           {"I16", "int16", 2},     {"U16", "uint16", 2},  {"I32", "int32", 4},
-                           {"U32", "uint32", 4},    {"I64", "int64", 8},   {"U64", "uint64", 8},
-                           {"F16", "float16", 2},   {"F32", "float32", 4}, {"F64", "float64", 8}};
+constexpr Type kTypes[] = {{"BOOL", "bool", 1},   {"I8", "int8", 1},     {"U8", "uint8", 1},
+                           {"I16", "int16", 2},   {"U16", "uint16", 2},  {"I32", "int32", 4},
+                           {"U32", "uint32", 4},  {"I64", "int64", 8},   {"U64", "uint64", 8},
+                           {"F16", "float16", 2}, {"F32", "float32", 4}, {"F64", "float64", 8}};
 
 /// One tensor of the layout, and where it begins and ends in the data.
 struct Placed {
@@ -57,7 +57,8 @@ Placed placed(const std::string& name, const Json& entry, const std::byte* data,
   }
   const auto& offsets = entry.at("data_offsets").list("data_offsets");
   if (offsets.size() != 2) damaged("tensor " + name + " has no place");
-  const int64_t begin = offsets[0].integer("data_offsets"), end = offsets[1].integer("data_offsets");
+  const int64_t begin = offsets[0].integer("data_offsets"),
+                end = offsets[1].integer("data_offsets");
   if (begin < 0 || end < begin || static_cast<uint64_t>(end) > size ||
       static_cast<uint64_t>(end - begin) != count * type->bytes) {
     damaged("tensor " + name + " does not fit its place");
