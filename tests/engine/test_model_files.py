@@ -13,27 +13,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equibit import engine
+from equibit.models import load_potential
 from equibit.storage import read_container, versions, write_container
-from equibit.structures import FileFormatError, ModelError, Structure
+from equibit.structures import FileFormatError, ModelError, Potential, Structure
 
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
 
 DATA = Path(__file__).parent / "data"
-KNOWN = json.loads((DATA / "ethanol-v1.json").read_text())
-STRUCTURES = [Structure(KNOWN["numbers"], positions) for positions in KNOWN["positions"]]
+KNOWN = {version: json.loads((DATA / f"ethanol-v{version}.json").read_text()) for version in (1, 2)}
+STRUCTURES = [Structure(KNOWN[1]["numbers"], positions) for positions in KNOWN[1]["positions"]]
 RECIPES = ("fp32", "w8a8", "w4a8")
 
 
-def kept(recipe: str) -> Path:
-    return DATA / f"ethanol-{recipe}-v1.safetensors"
+def kept(recipe: str, version: int = 1) -> Path:
+    return DATA / f"ethanol-{recipe}-v{version}.safetensors"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_yesterdays_models_predict_what_they_did(recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "recipe"),
+    [(version, recipe) for version, known in KNOWN.items() for recipe in known["predictions"]],
+)
+def test_yesterdays_models_predict_what_they_did(version: int, recipe: str) -> None:
     """Written by the version of equibit that introduced the format; predictions are torch's."""
-    for kernels in engine.kernel_names():
-        predictions = engine.load(kept(recipe), kernels=kernels).compute(STRUCTURES)
-        for got, known in zip(predictions, KNOWN["predictions"][recipe], strict=True):
+    path = kept(recipe, version)
+    potentials: list[Potential] = [engine.load(path, kernels=k) for k in engine.kernel_names()]
+    for potential in (*potentials, load_potential(path)):
+        predictions = potential.compute(STRUCTURES)
+        for got, known in zip(predictions, KNOWN[version]["predictions"][recipe], strict=True):
             forces = np.array(known["forces"])
             scale = np.sqrt(np.mean(forces**2))
             tolerance = 1e-5 if recipe == "fp32" else 2e-2  # a code at a tie

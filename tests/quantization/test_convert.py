@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,8 @@ def test_every_recipe_fits_every_network(name: str, make) -> None:  # type: igno
     for path, module in network.named_modules():
         weight_only = path.startswith("head.") or path.endswith(("radial.first", ".filter"))
         if isinstance(module, Linear | BlockLinear | EquivariantLinear | RadialFilter):
-            kept = weight_only and RECIPES[name].weight_only is None
+            named = any(fnmatch(path, pattern) for pattern in RECIPES[name].keep_fp32)
+            kept = weight_only and (named or RECIPES[name].weight_only is None)
             assert isinstance(module, QuantizedLayer) != kept, path
             rounds_inputs = getattr(module, "input_quantizer", None) is not None
             assert rounds_inputs != weight_only, path

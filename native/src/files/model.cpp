@@ -21,7 +21,7 @@
 namespace equibit {
 namespace {
 
-constexpr int64_t kModelVersion = 2;
+constexpr int64_t kModelVersion = 3;
 constexpr int64_t kMostValues = int64_t{1} << 28;  // of one tensor, unpacked
 
 constexpr int32_t kVectorBits = 24;            // of the components of rounded vectors, multiplied out
@@ -87,7 +87,8 @@ std::vector<float> to_floats(const std::vector<double>& values) {
 /// What a recipe says of the layers, as far as the engine asks.
 struct Quantization {
   const Json* layers;
-  const Json* exponents;
+  const Json* common;     // to all layers that do not say otherwise; null before version 3
+  const Json* exponents;  // of centres, by name; null from version 3 on
   std::string name;
   bool scalars = false, centered = false, learned = false, local = false;
   // Of vectors the codec, 0 where they stay float, bits, and whether their step was learned.
@@ -120,7 +121,8 @@ std::optional<Quantization> quantization_of(const Json* json) {
   const Json& recipe = json->at("recipe");
   Quantization q;
   q.layers = &json->at("layers");
-  q.exponents = &json->at("center_exponents");
+  q.common = json->find("common");
+  q.exponents = json->find("center_exponents");
   q.name = recipe.at("name").text("name");
   const Json& scalars = recipe.at("scalars");
   if (!scalars.is_null()) {
@@ -185,7 +187,7 @@ class Source {
 
   /// Width of the codes of a layer's inputs; files of version 1 have one for all.
   int32_t input_bits(const std::string& name) const {
-    const Json* own = layer(name)->find("input_bits");
+    const Json* own = said(*layer(name), "input_bits");
     return own == nullptr ? quantization_->scalar_bits : bits(*own, "input bits");
   }
 
@@ -210,7 +212,7 @@ class Source {
     }
     Codes result = sizes_of(entry, name);
     const int64_t count = result.heads * result.out * result.in;
-    const int32_t width = result.bits = bits(entry.at("bits"), "bits", 8);
+    const int32_t width = result.bits = bits(needed(entry, "bits"), "bits", 8);
     const StoredTensor& packed = find(name + ".codes");
     if (packed.type != "uint8" || packed.count() != (count * width + 7) / 8) {
       unfit(name + ".codes cannot hold " + std::to_string(count) + " codes");
@@ -225,8 +227,8 @@ class Source {
       const int top = 1 << (width - 1);
       result.codes[k] = static_cast<int8_t>((value ^ top) - top);
     }
-    const std::string& granularity = entry.at("granularity").text("granularity");
-    const int64_t size = entry.at("group_size").integer("group_size");
+    const std::string& granularity = needed(entry, "granularity").text("granularity");
+    const int64_t size = needed(entry, "group_size").integer("group_size");
     if (size < 2) unfit(name + " has groups of " + std::to_string(size));
     result.group = granularity == "group" ? std::min(size, result.in) : result.in;
     result.groups = (result.in + result.group - 1) / result.group;
@@ -280,8 +282,13 @@ class Source {
 
   /// Mean inputs by species, [species, in].
   std::vector<float> centers(const std::string& name) const {
-    const std::string key = name + ".input_quantizer.centers";
-    const int64_t exponent = quantization_->exponents->at(key).integer("a centre's exponent");
+    const Json* other = layer(name)->find("centers_of");
+    const std::string owner = other == nullptr ? name : other->text("centers_of");
+    const std::string key = owner + ".input_quantizer.centers";
+    if (layer(owner) == nullptr) throw FileFault("the layer " + owner + " is missing");
+    const Json& written = quantization_->exponents == nullptr ? layer(owner)->at("center")
+                                                              : quantization_->exponents->at(key);
+    const int64_t exponent = written.integer("a centre's exponent");
     if (std::abs(exponent) > 126) throw FileFault("its centres are out of range");
     std::vector<double> values = doubles(key);
     for (double& value : values) value = std::ldexp(value, static_cast<int>(exponent));
@@ -289,6 +296,17 @@ class Source {
   }
 
  private:
+  /// What a layer's entry says, or what is common to all.
+  const Json* said(const Json& entry, std::string_view key) const {
+    const Json* own = entry.find(key);
+    if (own != nullptr || quantization_->common == nullptr) return own;
+    return quantization_->common->find(key);
+  }
+  const Json& needed(const Json& entry, std::string_view key) const {
+    const Json* found = said(entry, key);
+    return found == nullptr ? entry.at(key) : *found;  // which says what is missing
+  }
+
   const StoredTensor& find(const std::string& name) const {
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) throw FileFault("the tensor " + name + " is missing");
@@ -319,7 +337,7 @@ class Source {
   }
 
   std::vector<float> steps_of(const Json& entry, const std::string& name) const {
-    const std::string& format = entry.at("step_format").text("step_format");
+    const std::string& format = needed(entry, "step_format").text("step_format");
     if (format != "log2") return floats(name + ".steps");
     const StoredTensor& stored = find(name + ".steps");
     if (stored.type != "uint8") unfit(name + ".steps is of type " + stored.type);

@@ -205,12 +205,15 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
     )
     if recipe.message_bits is not None:
         sentences.append(f"Messages gathered by the attention: {recipe.message_bits} bits.")
+    if recipe.readout_bits is not None:
+        sentences.append(f"Invariants that the last update reads: {recipe.readout_bits} bits.")
     stays = ["embedding", "normalisations", "attention weights", "residual stream"]
     if recipe.weight_only is None:
         stays += ["radial filters", "energy head"]
     else:
         sentences.append(
-            f"Radial filters and energy head: {recipe.weight_only.bits}-bit weights, one step "
+            f"Radial filters and energy head, where not named below: {recipe.weight_only.bits}-bit "
+            "weights, one step "
             f"{_sharing(recipe.weight_only.granularity, recipe.weight_only.group_size)}; their "
             "inputs and products are float, so energies stay smooth in the distances."
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equibit.evaluation.record import Record
-from equibit.quantization.packing import unpack_codes
+from equibit.quantization.packing import unpack_codes, whole_entries
 from equibit.storage import read_container
 from equibit.structures.errors import FileFormatError
 from equibit.structures.structure import IntArray
@@ -167,9 +167,7 @@ def weight_code_use(path: str | os.PathLike[str]) -> list[CodeUse]:
 
 def packed_layers(header: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """Description of each quantised layer (shape, bits) by name; empty for an FP32 model."""
-    quantization = header.get("quantization") or {}
-    layers: Mapping[str, Mapping[str, Any]] = quantization.get("layers", {})
-    return layers
+    return whole_entries(header.get("quantization") or {})
 
 
 def _owner(name: str, layers: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ class AtomisticNetwork(nn.Module, ABC):
         weight_only_layers: name patterns of layers whose weights alone are rounded, if at all.
         edge_layers: name patterns of layers whose inputs are per edge, not per atom.
         message_layers: name patterns of layers whose inputs are sums over neighbours.
+        readout_layers: layers of the last block through which its features reach the energy.
         uses_local_frames: some layer rounds vectors in the atoms' own frames.
         uses_lab_frames: some layer rounds vectors in the laboratory frame.
         canonical_orientation: turn structures into an orientation of their own before rounding to
@@ -68,6 +69,7 @@ class AtomisticNetwork(nn.Module, ABC):
     weight_only_layers: ClassVar[tuple[str, ...]] = ()
     edge_layers: ClassVar[tuple[str, ...]] = ()
     message_layers: ClassVar[tuple[str, ...]] = ()
+    readout_layers: tuple[str, ...] = ()
     energy_scale: Tensor
     energy_shift: Tensor
     recipe: Any

@@ -268,6 +268,7 @@ class EquivariantTransformer(AtomisticNetwork):
         channels = parse_irreps(config.irreps)
         width = channels[0]
         self.harmonic_degrees = tuple(degree for degree in channels if degree > 0)
+        self.readout_layers = (f"update.{config.layers - 1}.hidden",)
         self.embedding = nn.Embedding(len(config.elements), width)
         self.basis = SplineBasis(config.cutoff, config.radial_functions, config.splines)
         self.attention = nn.ModuleList(

@@ -13,6 +13,7 @@ from equibit.networks.attention import AttentionInput
 from equibit.networks.context import Context
 from equibit.networks.linear import BlockLinear, EquivariantLinear, Linear
 from equibit.networks.radial import RadialFilter, SplineBasis
+from equibit.networks.radial import SplineBasis
 from equibit.quantization import published  # noqa: F401  (registers its quantisers)
 from equibit.quantization.codecs import VectorQuantizer
 from equibit.quantization.protection import DegreeProtection
@@ -165,7 +166,8 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
     ``network.fp32_layers`` or ``recipe.keep_fp32`` stay float; those that match
     ``network.weight_only_layers`` get ``recipe.weight_only`` weights and float inputs. Inputs of
     layers that match ``network.edge_layers`` are per edge and are never centred; those of
-    ``network.message_layers`` have ``recipe.message_bits``.
+    ``network.message_layers`` have ``recipe.message_bits``, those of ``network.readout_layers``
+    ``recipe.readout_bits``.
 
     Sets ``network.uses_local_frames`` and ``network.uses_lab_frames``, on which building batches
     depends.
@@ -197,8 +199,12 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
             per_edge = _matches(name, network.edge_layers)
             n_species = None if per_edge else len(network.config.elements)
             scalars = recipe.scalars
-            if scalars and recipe.message_bits and _matches(name, network.message_layers):
-                scalars = scalars.model_copy(update={"bits": recipe.message_bits})
+            for bits, layers in (
+                (recipe.message_bits, network.message_layers),
+                (recipe.readout_bits, network.readout_layers),
+            ):
+                if scalars and bits and _matches(name, layers):
+                    scalars = scalars.model_copy(update={"bits": bits})
             # What a layer is rounded with differs from the recipe in these two places alone.
             own = recipe.model_copy(update={"weights": recipe.weights_of(name), "scalars": scalars})
             replacement = _replacement(module, own, n_species)
@@ -337,8 +343,9 @@ def freeze_(network: AtomisticNetwork) -> AtomisticNetwork:
         layer.freeze()
     if network.recipe.float_bits == 16:
         with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.copy_(parameter.half())
+            tables = (m.projection for m in network.modules() if isinstance(m, SplineBasis))
+            for numbers in (*network.parameters(), *tables):
+                numbers.copy_(numbers.half())
     return network
 
 

@@ -9,6 +9,8 @@ that holds them exactly.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +22,9 @@ from equibit.structures.errors import FileFormatError
 STEPS_PER_OCTAVE = 16
 
 StepFormat = Literal["log2", "float16", "float32"]
+Entries = dict[str, dict[str, Any]]
+
+_SHARED = ("bits", "granularity", "group_size", "step_format", "input_bits")
 
 
 def pack_codes(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -97,3 +102,23 @@ def unpack_steps(packed: PackedSteps) -> NDArray[np.float32]:
     if packed.format == "log2":
         return grid_steps(packed.values.astype(np.int64) + packed.first)
     return packed.values.astype(np.float32)
+
+
+def shared_entries(layers: Entries) -> tuple[dict[str, Any], Entries]:
+    """What most layers have in common, once, and what is left to say of each."""
+    common = {}
+    for key in _SHARED:
+        counts = Counter(entry[key] for entry in layers.values() if key in entry)
+        if counts:
+            common[key] = counts.most_common(1)[0][0]
+    own = {
+        name: {k: v for k, v in entry.items() if k not in common or v != common[k]}
+        for name, entry in layers.items()
+    }
+    return common, own
+
+
+def whole_entries(manifest: Mapping[str, Any]) -> Entries:
+    """The layers of a manifest, each with what it shares with the others."""
+    common = manifest.get("common", {})
+    return {name: {**common, **entry} for name, entry in manifest.get("layers", {}).items()}

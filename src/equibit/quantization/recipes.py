@@ -130,6 +130,8 @@ class Recipe(_Spec):
         message_bits: width of the gathered messages that enter the layers which the network lists
             as ``message_layers``; None rounds them like all other scalars. Every atomic energy goes
             through these few inputs, so their rounding noise is most of the energy's.
+        readout_bits: the same of the layers that the network lists as ``readout_layers``, whose noise
+            nothing behind them averages.
         weight_only: weights of layers that the network lists as ``weight_only_layers`` (radial
             filters, energy head), whose inputs stay float; None leaves those layers float, which
             costs less accuracy than anything else that fits in their bytes.
@@ -151,6 +153,7 @@ class Recipe(_Spec):
     vectors: VectorSpec = VectorSpec()
     attention_bits: int | None = Field(default=None, ge=2, le=16)
     message_bits: int | None = Field(default=None, ge=2, le=16)
+    readout_bits: int | None = Field(default=None, ge=2, le=16)
     weight_only: WeightSpec | None = None
     float_bits: Literal[16, 32] = 32
     keep_fp32: tuple[str, ...] = ()
@@ -205,6 +208,8 @@ _CENTERED = ScalarSpec(centered=True)
 _CENTERED_16 = ScalarSpec(bits=16, centered=True)
 _PAPER_VECTORS = VectorSpec(codec="mddq", frame="lab", scale="static")
 _FLOAT_VECTORS = VectorSpec(codec="identity")
+_FILTERS = ("*.filter", "*.radial.first")
+_LAST = ("head.output",)  # some hundred numbers, of which large parts cancel in each energy
 
 
 def _published(
@@ -290,7 +295,10 @@ RECIPES: dict[str, Recipe] = {
             scalars=_CENTERED,
             attention_bits=16,
             message_bits=16,
+            readout_bits=16,
+            weight_only=WeightSpec(),
             float_bits=16,
+            keep_fp32=(*_FILTERS, *_LAST),
         ),
         Recipe(
             name="w4a8",
@@ -299,8 +307,10 @@ RECIPES: dict[str, Recipe] = {
             scalars=_CENTERED,
             attention_bits=16,
             message_bits=16,
+            readout_bits=16,
             weight_only=WeightSpec(),
             float_bits=16,
+            keep_fp32=_LAST,
         ),
         Recipe(
             name="w4a16",

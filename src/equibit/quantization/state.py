@@ -14,11 +14,14 @@ from equibit.networks.base import AtomisticNetwork
 from equibit.networks.linear import EquivariantLinear
 from equibit.quantization.convert import QuantizedLayer, quantize_, quantized_layers
 from equibit.quantization.packing import (
+    Entries,
     PackedSteps,
     pack_codes,
     pack_steps,
+    shared_entries,
     unpack_codes,
     unpack_steps,
+    whole_entries,
 )
 from equibit.quantization.recipes import Recipe
 from equibit.structures.errors import FileFormatError, ModelError
@@ -27,6 +30,7 @@ Arrays = dict[str, NDArray[Any]]
 Manifest = dict[str, Any]
 
 _OWN = ("weight", "codes", "steps", "offsets")
+_CENTERS = ".input_quantizer.centers"
 
 
 def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
@@ -35,10 +39,12 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
     Each quantised weight becomes ``NAME.codes`` (packed), ``NAME.steps`` and, where its numbers are
     step · (code + offset), ``NAME.offsets``, described in the manifest; all other parameters and
     persistent buffers keep their names, in float16 where that loses nothing. Species centres become
-    bytes times a power of two, without loss either.
+    bytes times a power of two, ``center``, without loss either; a layer that has the same as another
+    names it (``centers_of``).
 
     Returns:
-        Arrays by name, and ``{"recipe": …, "layers": {name: …}}`` of JSON values.
+        Arrays by name, and ``{"recipe": …, "common": …, "layers": {name: …}}`` of JSON values: what
+        ``common`` says holds for every layer that does not say otherwise.
 
     Raises:
         ModelError: the network is not quantised.
@@ -47,15 +53,14 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
     if not layers:
         raise ModelError("the network is not quantised: call quantize_ first")
     tensors: Arrays = {}
-    manifest: Manifest = {"recipe": network.recipe.model_dump(mode="json"), "layers": {}}
-    manifest["center_exponents"] = {}
+    entries: Entries = {}
     skip: set[str] = set()
     for name, layer in layers.items():
         codes, steps, offsets = _stored_weight(layer)
         packed = pack_steps(steps.float().cpu().numpy())
         tensors[f"{name}.codes"] = pack_codes(codes.cpu().numpy(), layer.spec.bits)
         tensors[f"{name}.steps"] = packed.values
-        manifest["layers"][name] = {
+        entries[name] = {
             "shape": list(codes.shape),
             "bits": layer.spec.bits,
             "granularity": layer.spec.granularity,
@@ -64,24 +69,27 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
             "first_step": packed.first,
         }
         if isinstance(layer, EquivariantLinear):
-            manifest["layers"][name]["degree"] = layer.degree
+            entries[name]["degree"] = layer.degree
         elif (quantizer := getattr(layer, "input_quantizer", None)) is None:
-            manifest["layers"][name]["weight_only"] = True
+            entries[name]["weight_only"] = True
         else:
-            manifest["layers"][name]["input_bits"] = quantizer.spec.bits
+            entries[name]["input_bits"] = quantizer.spec.bits
         if offsets is not None:
             tensors[f"{name}.offsets"] = _narrowest(offsets.float().cpu().numpy())
-            manifest["layers"][name]["offsets"] = True
+            entries[name]["offsets"] = True
         skip.update(f"{name}.{own}" for own in _OWN)
         if layer.weight_quantizer is not None:
             skip.update(f"{name}.weight_quantizer.{k}" for k in layer.weight_quantizer.state_dict())
     for name, value in network.state_dict().items():
         if name not in skip:
             array = value.detach().cpu().numpy()
-            if name.endswith(".centers"):
-                array, manifest["center_exponents"][name] = _bytes_and_exponent(array)
-            tensors[name] = _narrowest(array)
-    return tensors, manifest
+            if name.endswith(_CENTERS):
+                _store_centers(name.removesuffix(_CENTERS), array, tensors, entries)
+            else:
+                tensors[name] = _narrowest(array)
+    common, own = shared_entries(entries)
+    recipe = network.recipe.model_dump(mode="json")
+    return tensors, {"recipe": recipe, "common": common, "layers": own}
 
 
 def import_state(
@@ -102,11 +110,12 @@ def import_state(
     quantize_(network, Recipe.from_mapping(manifest["recipe"]))
     remaining = dict(tensors)
     layers = quantized_layers(network)
-    if set(layers) != set(manifest["layers"]):
-        odd = sorted(set(layers) ^ set(manifest["layers"]))
+    entries = whole_entries(manifest)
+    if set(layers) != set(entries):
+        odd = sorted(set(layers) ^ set(entries))
         raise FileFormatError(f"quantised layers of file and network differ: {', '.join(odd)}")
     for name, layer in layers.items():
-        entry = manifest["layers"][name]
+        entry = entries[name]
         shape = tuple(entry["shape"])
         if shape != tuple(layer.weight.shape):
             raise FileFormatError(
@@ -121,12 +130,13 @@ def import_state(
             offsets = torch.from_numpy(_take(remaining, f"{name}.offsets").astype(np.float32))
         layer.set_codes(torch.from_numpy(codes), torch.from_numpy(steps), offsets)
     own = {f"{name}.{buffer}" for name in layers for buffer in _OWN}
-    exponents = manifest["center_exponents"]
     for name, target in network.state_dict(keep_vars=True).items():
         if name not in own:
-            array = _take(remaining, name)
-            if name in exponents:
-                array = array * np.float32(2.0 ** exponents[name])
+            if name.endswith(_CENTERS):
+                array = _centers(name.removesuffix(_CENTERS), tensors, entries)
+                remaining.pop(name, None)
+            else:
+                array = _take(remaining, name)
             _copy(name, array, target)
     if remaining:
         raise FileFormatError(f"the file holds unknown tensors: {', '.join(sorted(remaining))}")
@@ -150,6 +160,25 @@ def _narrowest(array: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     return half if np.array_equal(half.astype(np.float32), array) else array
+
+
+def _store_centers(layer: str, centers: NDArray[Any], tensors: Arrays, entries: Entries) -> None:
+    """Species centres of a layer's inputs, unless another layer has the same."""
+    values, exponent = _bytes_and_exponent(centers)
+    for other, entry in entries.items():
+        if entry.get("center") == exponent and np.array_equal(tensors[other + _CENTERS], values):
+            entries[layer]["centers_of"] = other
+            return
+    entries[layer]["center"] = exponent
+    tensors[layer + _CENTERS] = values
+
+
+def _centers(layer: str, tensors: Mapping[str, NDArray[Any]], entries: Entries) -> NDArray[Any]:
+    """Species centres of a layer's inputs. Shape: → [species, channels]."""
+    owner = entries[layer].get("centers_of", layer)
+    if owner + _CENTERS not in tensors or "center" not in entries.get(owner, {}):
+        raise FileFormatError(f"the file lacks the centres of {layer}: copy or export it again")
+    return tensors[owner + _CENTERS] * np.float32(2.0 ** entries[owner]["center"])
 
 
 def _bytes_and_exponent(centers: NDArray[Any]) -> tuple[NDArray[np.int8], int]:
