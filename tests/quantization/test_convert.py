@@ -102,8 +102,10 @@ def test_every_recipe_fits_every_network(name: str, make) -> None:  # type: igno
     for path, module in network.named_modules():
         weight_only = path.startswith("head.") or path.endswith(("radial.first", ".filter"))
         if isinstance(module, Linear | BlockLinear | EquivariantLinear | RadialFilter):
-            named = any(fnmatch(path, pattern) for pattern in RECIPES[name].keep_fp32)
-            kept = weight_only and (named or RECIPES[name].weight_only is None)
+            recipe = RECIPES[name]
+            left = any(fnmatch(path, pattern) for pattern in recipe.keep_fp32)
+            chosen = any(fnmatch(path, pattern) for pattern in recipe.weight_only_layers)
+            kept = left or (weight_only and not (recipe.weight_only and chosen))
             assert isinstance(module, QuantizedLayer) != kept, path
             rounds_inputs = getattr(module, "input_quantizer", None) is not None
             assert rounds_inputs != weight_only, path
@@ -168,7 +170,8 @@ def test_networks_with_lab_frames_are_not(name: str) -> None:
 
 def test_branches_switch_apart() -> None:
     parent = transformer()
-    network = calibrated(copy.deepcopy(parent), "w4a8")
+    recipe = RECIPES["w4a8"].model_copy(update={"float_bits": 32})  # 16 round tables at once
+    network = calibrated(copy.deepcopy(parent), recipe)
     structures = molecules()
     full = energies(network, structures)
     set_branch(network, scalars=False, vectors=False)
@@ -268,7 +271,7 @@ def test_layers_can_be_kept() -> None:
     assert not network.uses_local_frames
 
 
-def test_messages_have_bits_of_their_own() -> None:
+def test_messages_and_the_last_update_have_bits_of_their_own() -> None:
     layers = quantized_layers(quantize_(transformer(), "w8a8"))
     bits = {
         name: layer.input_quantizer.spec.bits
@@ -278,6 +281,7 @@ def test_messages_have_bits_of_their_own() -> None:
     assert {name for name, count in bits.items() if count == 16} == {
         "attention.0.output",
         "attention.1.output",
+        "update.1.hidden",
     }
     assert set(bits.values()) == {8, 16}
 

@@ -12,6 +12,7 @@ from tests.quantization.test_convert import NETWORKS, calibrated, energies, mole
 
 from equibit.networks.base import AtomisticNetwork
 from equibit.quantization.convert import freeze_, quantize_
+from equibit.quantization.packing import whole_entries
 from equibit.quantization.quantizers import DynamicQuantizer
 from equibit.quantization.recipes import RECIPES, Recipe, ScalarSpec
 from equibit.quantization.state import export_state, import_state
@@ -45,7 +46,7 @@ def test_quantised_layers_shrink_as_promised(name: str, ratio: float) -> None:
     tensors, manifest = export_state(quantize_(transformer("64x0e+64x1o"), name))
     layers = {
         layer: entry
-        for layer, entry in manifest["layers"].items()
+        for layer, entry in whole_entries(manifest).items()
         if entry["bits"] == RECIPES[name].weights.bits  # radial filters and heads keep 8
     }
     packed = sum(
@@ -74,7 +75,7 @@ def test_numbers_that_stay_float_take_sixteen_bits_once_frozen() -> None:
 
 def test_no_weight_is_stored_twice() -> None:
     tensors, manifest = export_state(calibrated(transformer(), "w4a8"))
-    for layer, entry in manifest["layers"].items():
+    for layer, entry in whole_entries(manifest).items():
         assert f"{layer}.weight" not in tensors
         assert not any(name.startswith(f"{layer}.weight_quantizer") for name in tensors)
         assert tensors[f"{layer}.codes"].nbytes == -(-np.prod(entry["shape"]) * entry["bits"] // 8)

@@ -211,9 +211,10 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
     if recipe.weight_only is None:
         stays += ["radial filters", "energy head"]
     else:
+        some = recipe.weight_only_layers
+        chosen = "" if some == ("*",) else f" (of them {', '.join(some)})"
         sentences.append(
-            f"Radial filters and energy head, where not named below: {recipe.weight_only.bits}-bit "
-            "weights, one step "
+            f"Radial filters and energy head{chosen}: {recipe.weight_only.bits}-bit weights, one step "
             f"{_sharing(recipe.weight_only.granularity, recipe.weight_only.group_size)}; their "
             "inputs and products are float, so energies stay smooth in the distances."
         )

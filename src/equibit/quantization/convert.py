@@ -164,13 +164,14 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
     Parameters are shared, not copied, and keep their names. Weight steps are fitted here; static
     activation steps and species centres need ``calibrate``. Layers whose name matches
     ``network.fp32_layers`` or ``recipe.keep_fp32`` stay float; those that match
-    ``network.weight_only_layers`` get ``recipe.weight_only`` weights and float inputs. Inputs of
+    ``network.weight_only_layers`` get ``recipe.weight_only`` weights, or keep their own, and float
+    inputs. Inputs of
     layers that match ``network.edge_layers`` are per edge and are never centred; those of
     ``network.message_layers`` have ``recipe.message_bits``, those of ``network.readout_layers``
     ``recipe.readout_bits``.
 
     Sets ``network.uses_local_frames`` and ``network.uses_lab_frames``, on which building batches
-    depends.
+    depends. Tables of filters are rounded here, so that a fine-tuning knows them as they will be.
 
     Args:
         network: an FP32 network.
@@ -194,7 +195,8 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
         if _matches(name, keep):
             continue
         if _matches(name, network.weight_only_layers):
-            replacement = _weight_only(module, recipe.weight_only)
+            chosen = _matches(name, recipe.weight_only_layers)
+            replacement = _weight_only(module, recipe.weight_only if chosen else None)
         else:
             per_edge = _matches(name, network.edge_layers)
             n_species = None if per_edge else len(network.config.elements)
@@ -221,6 +223,10 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
     }  # fmt: skip
     network.uses_local_frames = "local" in frames
     network.uses_lab_frames = "lab" in frames
+    if recipe.float_bits == 16:
+        for module in network.modules():
+            if isinstance(module, SplineBasis):
+                module.projection.copy_(module.projection.half())
     network.protection = None if recipe.protection is None else DegreeProtection(recipe.protection)
     network.recipe = recipe
     return network
@@ -343,9 +349,9 @@ def freeze_(network: AtomisticNetwork) -> AtomisticNetwork:
         layer.freeze()
     if network.recipe.float_bits == 16:
         with torch.no_grad():
-            tables = (m.projection for m in network.modules() if isinstance(m, SplineBasis))
-            for numbers in (*network.parameters(), *tables):
-                numbers.copy_(numbers.half())
+            for name, parameter in network.named_parameters():
+                if not _matches(name.rpartition(".")[0], network.recipe.keep_fp32):
+                    parameter.copy_(parameter.half())
     return network
 
 

@@ -135,8 +135,10 @@ class Recipe(_Spec):
         weight_only: weights of layers that the network lists as ``weight_only_layers`` (radial
             filters, energy head), whose inputs stay float; None leaves those layers float, which
             costs less accuracy than anything else that fits in their bytes.
+        weight_only_layers: name patterns (``fnmatch``) of those among them that this means.
         float_bits: width in which the numbers that stay float (embeddings, norms, biases, filters,
-            head) are stored; 16 rounds them once, on freezing. Arithmetic is float32 all the same.
+            head) are stored; 16 rounds tables of filters at once and the rest on freezing.
+            Arithmetic is float32 all the same.
         keep_fp32: name patterns (``fnmatch``) of layers left alone, beside the network's own.
         layer_weights: weights of layers by name; the first pattern that matches counts.
         protection: atoms that stay float in training, or None.
@@ -155,6 +157,7 @@ class Recipe(_Spec):
     message_bits: int | None = Field(default=None, ge=2, le=16)
     readout_bits: int | None = Field(default=None, ge=2, le=16)
     weight_only: WeightSpec | None = None
+    weight_only_layers: tuple[str, ...] = ("*",)
     float_bits: Literal[16, 32] = 32
     keep_fp32: tuple[str, ...] = ()
     layer_weights: tuple[LayerWeights, ...] = ()
@@ -208,7 +211,6 @@ _CENTERED = ScalarSpec(centered=True)
 _CENTERED_16 = ScalarSpec(bits=16, centered=True)
 _PAPER_VECTORS = VectorSpec(codec="mddq", frame="lab", scale="static")
 _FLOAT_VECTORS = VectorSpec(codec="identity")
-_FILTERS = ("*.filter", "*.radial.first")
 _LAST = ("head.output",)  # some hundred numbers, of which large parts cancel in each energy
 
 
@@ -297,8 +299,9 @@ RECIPES: dict[str, Recipe] = {
             message_bits=16,
             readout_bits=16,
             weight_only=WeightSpec(),
+            weight_only_layers=("head.*",),
             float_bits=16,
-            keep_fp32=(*_FILTERS, *_LAST),
+            keep_fp32=_LAST,
         ),
         Recipe(
             name="w4a8",
