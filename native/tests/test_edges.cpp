@@ -413,14 +413,14 @@ void test_all_rounding(const Kernels& kernels) {
   }
 }
 
-/// v̂ = step·code n, n = w/‖w‖, w = round(d·v/r), r = √(v² + (step/4)²), and its derivative where
-/// rounding is straight through.
-void test_vectors(const Kernels& kernels, int degree, int channels) {
+/// v̂ = step·code n, n = w/‖w‖, w = round(d·u) or on the cube round(d·u/max|u|), u = v/r,
+/// r = √(v² + (step/4)²), and its derivative where rounding is straight through.
+void test_vectors(const Kernels& kernels, int degree, int channels, bool cube) {
   const int n = 2 * degree + 1, atoms = 3, magnitude = 255, direction = 127;
   const auto v = random(atoms * n * channels), d = random(atoms * n * channels);
   std::vector<float> rounded(v.size()), gradient = d;
-  kernels.round_vectors(atoms, n, channels, v.data(), magnitude, direction, rounded.data());
-  kernels.round_vectors_backward(atoms, n, channels, v.data(), magnitude, direction,
+  kernels.round_vectors(atoms, n, channels, v.data(), magnitude, direction, cube, rounded.data());
+  kernels.round_vectors_backward(atoms, n, channels, v.data(), magnitude, direction, cube,
                                  gradient.data());
   int wrong = 0;
   double error = 0.0;
@@ -438,9 +438,13 @@ void test_vectors(const Kernels& kernels, int degree, int channels) {
       for (int m = 0; m < n; ++m) square += static_cast<double>(v[at(m, c)]) * v[at(m, c)];
       const double size = std::sqrt(square), code = std::nearbyint(size / step);
       std::vector<double> u(n), w(n), g(n);
+      double side = cube ? 1e-3 : 1.0;
       for (int m = 0; m < n; ++m) {
         u[m] = v[at(m, c)] / size;
-        w[m] = std::nearbyint(direction * u[m]);
+        if (cube) side = std::max(side, std::abs(u[m]));
+      }
+      for (int m = 0; m < n; ++m) {
+        w[m] = std::nearbyint(direction / side * u[m]);
         length += w[m] * w[m];
       }
       length = std::max(std::sqrt(length), 1.0);
@@ -450,7 +454,7 @@ void test_vectors(const Kernels& kernels, int degree, int channels) {
         along += w[m] / length * d[at(m, c)];
       }
       for (int m = 0; m < n; ++m) {
-        g[m] = step * code * direction / length * (d[at(m, c)] - w[m] / length * along);
+        g[m] = step * code * direction / side / length * (d[at(m, c)] - w[m] / length * along);
         turned += u[m] * g[m];
       }
       for (int m = 0; m < n; ++m) {
@@ -483,7 +487,10 @@ int main() {
     for (const Shape& shape : shapes) test_edges(kernels, shape);
     test_all_rounding(kernels);
     for (int degree : {1, 2, 3}) {
-      for (int channels : {5, 16, 24}) test_vectors(kernels, degree, channels);
+      for (int channels : {5, 16, 24}) {
+        test_vectors(kernels, degree, channels, false);
+        test_vectors(kernels, degree, channels, true);
+      }
     }
     kernels.release();
   }

@@ -134,8 +134,9 @@ std::optional<Quantization> quantization_of(const Json* json) {
   const Json& vectors = recipe.at("vectors");
   const std::string& codec = vectors.at("codec").text("codec");
   if (codec != "identity") {
-    constexpr const char* kCodecs[] = {"mddq", "mddq-codebook", "cartesian"};  // as VectorRounding's
-    for (int32_t k = 0; k < 3; ++k) {
+    // As VectorRounding's.
+    constexpr const char* kCodecs[] = {"mddq", "mddq-codebook", "cartesian", "mddq-cube"};
+    for (int32_t k = 0; k < 4; ++k) {
       if (codec == kCodecs[k]) q.codec = k + 1;
     }
     if (q.codec == 0) {
@@ -214,7 +215,9 @@ class Source {
     const int64_t count = result.heads * result.out * result.in;
     const int32_t width = result.bits = bits(needed(entry, "bits"), "bits", 8);
     const StoredTensor& packed = find(name + ".codes");
-    if (packed.type != "uint8" || packed.count() != (count * width + 7) / 8) {
+    const int64_t bytes = (count * width + 7) / 8;
+    const bool alone = has(name + ".steps");  // else steps follow the codes
+    if (packed.type != "uint8" || packed.count() < bytes || (alone && packed.count() > bytes)) {
       unfit(name + ".codes cannot hold " + std::to_string(count) + " codes");
     }
     result.codes.resize(static_cast<size_t>(count));
@@ -232,7 +235,8 @@ class Source {
     if (size < 2) unfit(name + " has groups of " + std::to_string(size));
     result.group = granularity == "group" ? std::min(size, result.in) : result.in;
     result.groups = (result.in + result.group - 1) / result.group;
-    std::vector<float> steps = steps_of(entry, name);
+    const StoredTensor& stored = alone ? find(name + ".steps") : packed;
+    std::vector<float> steps = steps_of(entry, stored, alone ? 0 : bytes, name);
     if (granularity == "tensor" && steps.size() == 1) {
       steps.assign(static_cast<size_t>(result.heads * result.out), steps[0]);
     }
@@ -336,15 +340,16 @@ class Source {
     return result;
   }
 
-  std::vector<float> steps_of(const Json& entry, const std::string& name) const {
+  /// Steps that begin at a byte of a tensor, or a tensor of floats.
+  std::vector<float> steps_of(const Json& entry, const StoredTensor& stored, int64_t begin,
+                              const std::string& name) const {
     const std::string& format = needed(entry, "step_format").text("step_format");
     if (format != "log2") return floats(name + ".steps");
-    const StoredTensor& stored = find(name + ".steps");
     if (stored.type != "uint8") unfit(name + ".steps is of type " + stored.type);
     const int64_t first = entry.at("first_step").integer("first_step");
     if (std::abs(first) > 4096) unfit(name + ".steps are out of range");
     std::vector<float> steps;
-    for (int64_t k = 0; k < stored.count(); ++k) {
+    for (int64_t k = begin; k < stored.count(); ++k) {
       const int64_t index = std::to_integer<int64_t>(stored.data[k]) + first;
       const int64_t sixteenth = ((index % 16) + 16) % 16;
       const double mantissa = std::pow(2.0, static_cast<double>(sixteenth) / 16.0);

@@ -133,6 +133,9 @@ struct CodeProduct {
   bool add;
 };
 
+/// Directions of vectors shorter than this share of 1, which round to zero, are not stretched further.
+inline constexpr float kSmallestSide = 1e-3f;
+
 inline constexpr int kMostGroups = 8;  // in products of split codes
 
 /// Whether tiles of 8 or 16 words cut the groups evenly, and there are not too many.
@@ -226,12 +229,13 @@ struct Kernels {
   void (*round_split)(const CodeRows&);
   /// Gives up what products of codes hold of the processor. To be called before other code runs.
   void (*release)();
-  /// v̂ with magnitude and direction rounded apart (`mddq`).
+  /// v̂ with magnitude and direction rounded apart (`mddq`, or `mddq-cube`).
   void (*round_vectors)(int64_t atoms, int components, int channels, const float* v,
-                        int magnitude_highest, int direction_highest, float* rounded);
+                        int magnitude_highest, int direction_highest, bool cube, float* rounded);
   /// In place: from ∂E/∂v̂ to ∂E/∂v, straight through the rounding.
   void (*round_vectors_backward)(int64_t atoms, int components, int channels, const float* v,
-                                 int magnitude_highest, int direction_highest, float* gradient);
+                                 int magnitude_highest, int direction_highest, bool cube,
+                                 float* gradient);
 };
 
 const Kernels& portable_kernels();

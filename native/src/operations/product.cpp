@@ -35,7 +35,7 @@ VectorRounding vectors_of(const Tensors& tensors, const std::string& name) {
   VectorRounding result;
   if (!tensors.has(name + ".vector")) return result;
   const std::vector<int32_t> values = tensors.integers(name + ".vector", {3});
-  result.codec = static_cast<Codec>(checked(values[0], name + ".vector", 1, 3));
+  result.codec = static_cast<Codec>(checked(values[0], name + ".vector", 1, 4));
   const int magnitude = checked(values[1], name + ".vector", 2, 16);
   const int direction = checked(values[2], name + ".vector", 2, 16);
   const bool components = result.codec == Codec::kComponents;

@@ -149,15 +149,20 @@ struct Rounded {
 
  private:
   void round_components(const VectorRounding& how, int components) {
-    float length = 0.0f;
+    float length = 0.0f, most = 1.0f;
+    if (how.codec == VectorRounding::Codec::kCube) {
+      most = kSmallestSide;
+      for (int m = 0; m < components; ++m) most = std::max(most, std::abs(unit[m]));
+    }
+    const float scale = static_cast<float>(how.direction) / most;
     for (int m = 0; m < components; ++m) {
-      direction[m] = nearest(unit[m] * static_cast<float>(how.direction));
+      direction[m] = nearest(unit[m] * scale);
       length += direction[m] * direction[m];
     }
     // Components are integers, so a length below 1 is 0.
     const float normalise = 1.0f / std::sqrt(std::max(length, 1.0f));
     for (int m = 0; m < components; ++m) direction[m] *= normalise;
-    turning = static_cast<float>(how.direction) * normalise;
+    turning = scale * normalise;
   }
 
   void find_codeword(const VectorRounding& how, const float* v, int channels, float step) {
@@ -206,6 +211,8 @@ float step_of(const VectorRounding& how, int components, int channels, const flo
   }
   return std::max(most, kSmallest) / static_cast<float>(how.magnitude);
 }
+
+bool on_cube(const VectorRounding& how) { return how.codec == VectorRounding::Codec::kCube; }
 
 /// The kernels know steps that atoms find, and directions rounded by components.
 bool in_kernels(const VectorRounding& how, int components) {
@@ -315,7 +322,8 @@ std::vector<float> octant_codewords(int bits) {
 void round_vectors(const Kernels& kernels, const VectorRounding& how, int64_t atoms, int components,
                    int channels, const float* v, float* rounded) {
   if (in_kernels(how, components)) {
-    kernels.round_vectors(atoms, components, channels, v, how.magnitude, how.direction, rounded);
+    kernels.round_vectors(atoms, components, channels, v, how.magnitude, how.direction, on_cube(how),
+                          rounded);
     return;
   }
   for (int64_t i = 0; i < atoms; ++i) {
@@ -334,7 +342,7 @@ void round_vectors_backward(const Kernels& kernels, const VectorRounding& how, i
                             int components, int channels, const float* v, float* gradient) {
   if (in_kernels(how, components)) {
     kernels.round_vectors_backward(atoms, components, channels, v, how.magnitude, how.direction,
-                                   gradient);
+                                   on_cube(how), gradient);
     return;
   }
   for (int64_t i = 0; i < atoms; ++i) {

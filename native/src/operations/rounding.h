@@ -38,7 +38,7 @@ void drop_beyond(int64_t rows, int n, const float* z, float step, int highest, f
 
 /// How vectors entering a product are rounded, `step` being 0 where each atom finds its own.
 struct VectorRounding {
-  enum class Codec { kNone, kMagnitudeDirection, kCodebook, kComponents };
+  enum class Codec { kNone, kMagnitudeDirection, kCodebook, kComponents, kCube };
 
   Codec codec = Codec::kNone;
   int magnitude = 0;  // highest code of a magnitude, or of a component

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equibit.evaluation.record import Record
-from equibit.quantization.packing import unpack_codes, whole_entries
+from equibit.quantization.packing import code_bytes, unpack_codes, whole_entries
 from equibit.storage import read_container
 from equibit.structures.errors import FileFormatError
 from equibit.structures.structure import IntArray
@@ -158,10 +158,11 @@ def weight_code_use(path: str | os.PathLike[str]) -> list[CodeUse]:
         packed = container.tensors.get(f"{name}.codes")
         if packed is None:
             raise FileFormatError(f"{path} lacks the tensor {name}.codes; write it again")
+        bits, shape = int(layer["bits"]), tuple(layer["shape"])
         codes = unpack_codes(
-            packed.astype(np.uint8, copy=False), int(layer["bits"]), tuple(layer["shape"])
+            packed.astype(np.uint8, copy=False)[: code_bytes(shape, bits)], bits, shape
         )
-        uses.append(CodeUse.of(name, "weight", int(layer["bits"]), codes, signed=True))
+        uses.append(CodeUse.of(name, "weight", bits, codes, signed=True))
     return uses
 
 

@@ -3,15 +3,16 @@
 Codes of b bits are two's complement, packed without gaps in row-major order, least significant bits
 first: two 4-bit codes share a byte, the earlier one in its low half.
 
-Steps on the grid 2^(k/16) take one byte each, k − k_min; other steps keep the narrowest float type
-that holds them exactly.
+Steps on the grid 2^(k/16) take one byte each, k − k_min, and lie behind the codes; other steps keep the
+narrowest float type that holds them exactly.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -102,6 +103,19 @@ def unpack_steps(packed: PackedSteps) -> NDArray[np.float32]:
     if packed.format == "log2":
         return grid_steps(packed.values.astype(np.int64) + packed.first)
     return packed.values.astype(np.float32)
+
+
+def code_bytes(shape: Sequence[int], bits: int) -> int:
+    """Bytes of packed codes."""
+    return -(-prod(shape) * bits // 8)
+
+
+def steps_shape(shape: Sequence[int], granularity: str, group_size: int) -> tuple[int, ...]:
+    """Shape of the steps of a weight [..., out, in]."""
+    if granularity == "tensor":
+        return (1,) * len(shape)
+    groups = -(-shape[-1] // group_size) if granularity == "group" else 1
+    return (*shape[:-1], groups)
 
 
 def shared_entries(layers: Entries) -> tuple[dict[str, Any], Entries]:

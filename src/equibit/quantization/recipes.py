@@ -210,6 +210,7 @@ _STATIC = ScalarSpec(scale="static")
 _CENTERED = ScalarSpec(centered=True)
 _CENTERED_16 = ScalarSpec(bits=16, centered=True)
 _PAPER_VECTORS = VectorSpec(codec="mddq", frame="lab", scale="static")
+_CUBE = VectorSpec(codec="mddq-cube")
 _FLOAT_VECTORS = VectorSpec(codec="identity")
 _LAST = ("head.output",)  # some hundred numbers, of which large parts cancel in each energy
 
@@ -295,6 +296,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="w8a8",
             scalars=_CENTERED,
+            vectors=_CUBE,
             attention_bits=16,
             message_bits=16,
             readout_bits=16,
@@ -308,6 +310,7 @@ RECIPES: dict[str, Recipe] = {
             weights=_W4,
             vector_weights=WeightSpec(),
             scalars=_CENTERED,
+            vectors=_CUBE,
             attention_bits=16,
             message_bits=16,
             readout_bits=16,

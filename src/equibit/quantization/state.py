@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from equibit.quantization.convert import QuantizedLayer, quantize_, quantized_la
 from equibit.quantization.packing import (
     Entries,
     PackedSteps,
+    code_bytes,
     pack_codes,
     pack_steps,
     shared_entries,
+    steps_shape,
     unpack_codes,
     unpack_steps,
     whole_entries,
@@ -36,8 +39,8 @@ _CENTERS = ".input_quantizer.centers"
 def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
     """Everything a quantised network needs, nothing twice.
 
-    Each quantised weight becomes ``NAME.codes`` (packed), ``NAME.steps`` and, where its numbers are
-    step · (code + offset), ``NAME.offsets``, described in the manifest; all other parameters and
+    Each quantised weight becomes ``NAME.codes`` (packed, its steps behind them where they are bytes,
+    too), else ``NAME.steps`` and, where its numbers are step · (code + offset), ``NAME.offsets``, described in the manifest; all other parameters and
     persistent buffers keep their names, in float16 where that loses nothing. Species centres become
     bytes times a power of two, ``center``, without loss either; a layer that has the same as another
     names it (``centers_of``).
@@ -59,7 +62,12 @@ def export_state(network: AtomisticNetwork) -> tuple[Arrays, Manifest]:
         codes, steps, offsets = _stored_weight(layer)
         packed = pack_steps(steps.float().cpu().numpy())
         tensors[f"{name}.codes"] = pack_codes(codes.cpu().numpy(), layer.spec.bits)
-        tensors[f"{name}.steps"] = packed.values
+        if packed.format == "log2" and packed.values.shape == _steps_shape(layer):
+            # One entry of the file's table less, which is as long as the steps themselves.
+            both = (tensors[f"{name}.codes"], packed.values.ravel())
+            tensors[f"{name}.codes"] = np.concatenate(both)
+        else:
+            tensors[f"{name}.steps"] = packed.values
         entries[name] = {
             "shape": list(codes.shape),
             "bits": layer.spec.bits,
@@ -122,8 +130,15 @@ def import_state(
                 f"{name}: the file holds a weight of shape {shape}, the network needs "
                 f"{tuple(layer.weight.shape)}"
             )
-        codes = unpack_codes(_take(remaining, f"{name}.codes"), entry["bits"], shape)
-        values = _take(remaining, f"{name}.steps")
+        stored = _take(remaining, f"{name}.codes")
+        values = remaining.pop(f"{name}.steps", None)
+        if values is None:
+            length = code_bytes(shape, entry["bits"])
+            stored, values = stored[:length], stored[length:]
+            if values.size != prod(_steps_shape(layer)):
+                raise FileFormatError(f"{name}.codes has no room for codes and steps")
+            values = values.reshape(_steps_shape(layer))
+        codes = unpack_codes(stored, entry["bits"], shape)
         steps = unpack_steps(PackedSteps(values, entry["step_format"], entry["first_step"]))
         offsets = None
         if entry.get("offsets"):
@@ -151,6 +166,10 @@ def _stored_weight(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor | None
     with torch.no_grad():
         codes, steps = layer.weight_quantizer.codes(layer.weight)
         return codes, steps, layer.weight_quantizer.offsets(layer.weight)
+
+
+def _steps_shape(layer: QuantizedLayer) -> tuple[int, ...]:
+    return steps_shape(tuple(layer.weight.shape), layer.spec.granularity, layer.spec.group_size)
 
 
 def _narrowest(array: NDArray[Any]) -> NDArray[Any]:
