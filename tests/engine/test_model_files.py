@@ -20,7 +20,7 @@ from equibit.structures import FileFormatError, ModelError, Potential, Structure
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
 
 DATA = Path(__file__).parent / "data"
-KNOWN = {version: json.loads((DATA / f"ethanol-v{version}.json").read_text()) for version in (1, 2)}
+KNOWN = {version: json.loads((DATA / f"ethanol-v{version}.json").read_text()) for version in (1, 2, 3)}
 STRUCTURES = [Structure(KNOWN[1]["numbers"], positions) for positions in KNOWN[1]["positions"]]
 RECIPES = ("fp32", "w8a8", "w4a8")
 
@@ -74,10 +74,8 @@ def changed_tensor(name: str, change: Callable[[Any], Any]) -> Any:
     return edit
 
 
-def changed_layer(**changes: Any) -> Any:
-    return lambda header, tensors: header["quantization"]["layers"]["update.0.hidden"].update(
-        changes
-    )
+def changed_layer(name: str = "update.0.hidden", **changes: Any) -> Any:
+    return lambda header, tensors: header["quantization"]["layers"][name].update(changes)
 
 
 HOSTILE = {
@@ -113,12 +111,29 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+# Of what version 3 brought.
+SHARED = {
+    "no room for steps": changed_tensor("update.0.hidden.codes", lambda x: x[:-1]),
+    "more than codes and steps": changed_tensor("update.0.hidden.codes", lambda x: np.append(x, x)),
+    "nothing in common": lambda header, tensors: header["quantization"].pop("common"),
+    "common bits that are none": lambda header, tensors: header["quantization"]["common"].update(
+        bits=0
+    ),
+    "centres of nobody": changed_layer("attention.0.key", centers_of="nobody"),
+    "centres in a circle": changed_layer("attention.0.key", centers_of="attention.0.key"),
+    "centres of one without": changed_layer("attention.0.key", centers_of="update.0.mix.1"),
+    "centres beyond all numbers": changed_layer("update.0.hidden", center=4000),
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "what"), [(1, what) for what in HOSTILE] + [(3, what) for what in SHARED]
+)
 def test_a_file_whose_checksum_is_right_but_not_its_content_is_refused(
-    what: str, tmp_path: Path
+    version: int, what: str, tmp_path: Path
 ) -> None:
-    container = read_container(kept("w4a8"), kind="model")
-    HOSTILE[what](container.header, container.tensors)
+    container = read_container(kept("w4a8", version), kind="model")
+    (HOSTILE | SHARED)[what](container.header, container.tensors)
     write_container(tmp_path / "model.safetensors", container.tensors, container.header)
     with pytest.raises(FileFormatError, match=r"model\.safetensors"):
         engine.load(tmp_path / "model.safetensors")

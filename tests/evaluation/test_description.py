@@ -64,7 +64,7 @@ def test_layers_recipe_size_and_training_are_told(tmp_path: Path) -> None:
     assert query.integer
     assert query.input.startswith("16 bits")
     assert not mix.integer
-    assert mix.input.startswith("ℓ = 1: mddq in the local frame")
+    assert mix.input.startswith("ℓ = 1: mddq-cube in the local frame")
     assert query.bytes == 8 * 32 // 2 + 8
     assert description.n_weights == 3 * 8 * 32 + 24
     assert description.training["seed"] == 3

@@ -26,7 +26,7 @@ from equibit.quantization.recipes import VectorSpec
 from equibit.structures import Structure
 from equibit.structures.errors import ModelError
 
-CODECS = ["identity", "cartesian", "mddq", "mddq-codebook"]
+CODECS = ["identity", "cartesian", "mddq", "mddq-cube", "mddq-codebook"]
 ROUNDING = CODECS[1:]
 WIDTHS = [(8, 8), (4, 6), (4, 8)]
 
@@ -58,7 +58,13 @@ def test_forward_equals_decoded_codes(codec: str, degree: int, scale: str) -> No
 
 @pytest.mark.parametrize(
     ("codec", "bound"),
-    [("identity", 0.0), ("cartesian", 0.006), ("mddq", 0.01), ("mddq-codebook", 0.2)],
+    [
+        ("identity", 0.0),
+        ("cartesian", 0.006),
+        ("mddq", 0.01),
+        ("mddq-cube", 0.01),
+        ("mddq-codebook", 0.2),
+    ],
 )
 def test_errors_have_the_size_of_the_codes(codec: str, bound: float) -> None:
     v = vectors(50, 3, 16)
@@ -124,7 +130,7 @@ def test_codebook_gradient_is_tangential() -> None:
     torch.testing.assert_close(gradient, g - u * (u * g).sum(-2, keepdim=True))
 
 
-@pytest.mark.parametrize("codec", ["mddq", "mddq-codebook"])
+@pytest.mark.parametrize("codec", ["mddq", "mddq-cube", "mddq-codebook"])
 def test_direction_errors_do_not_change_the_length_and_lengths_not_the_direction(
     codec: str,
 ) -> None:
@@ -154,7 +160,33 @@ def test_mddq_renormalisation_is_differentiated() -> None:
     torch.testing.assert_close(gradient, expected.detach())
 
 
-@pytest.mark.parametrize("codec", ["cartesian", "mddq", "mddq-codebook"])
+@pytest.mark.parametrize(("degree", "gain"), [(1, 0.85), (2, 0.8)])
+def test_on_the_cube_the_largest_component_takes_the_largest_code(degree: int, gain: float) -> None:
+    v = vectors(200, 2 * degree + 1, 16)
+    cube, sphere = (make(codec, degree, 16, 8) for codec in ("mddq-cube", "mddq"))
+    _, codes, _ = cube.codes(v)
+    assert (codes.abs().amax(-2) == 127).all()
+    assert (cube(v) - v).norm() < gain * (sphere(v) - v).norm()
+
+
+def test_the_cube_is_differentiated_as_what_it_divides_by() -> None:
+    """As for the sphere, with w = round(3 u/max|u|) and its slope 3/max|u|."""
+    quantizer = make("mddq-cube", magnitude=8, direction=3)
+    v = vectors(1, 3, 1).requires_grad_()
+    g = vectors(1, 3, 1, seed=2)
+    (gradient,) = torch.autograd.grad((quantizer(v) * g).sum(), v)
+    step = quantizer.step(v)
+    r = (v.square().sum(-2, keepdim=True) + (step / 4) ** 2).sqrt()
+    side = (v / r).abs().max()
+    r_hat, w = step * torch.round(r / step), torch.round(3 * v / r / side)
+    n = w.norm()
+    radial = (w / n * g).sum() * v / r
+    tangent = 3 / side * r_hat / n * (g - w * (w * g).sum() / n**2)
+    expected = radial + (tangent - v * (v * tangent).sum() / r**2) / r
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+@pytest.mark.parametrize("codec", ["cartesian", "mddq", "mddq-cube", "mddq-codebook"])
 def test_static_steps_are_calibrated_and_learn(codec: str) -> None:
     quantizer = make(codec, magnitude=4, direction=8, scale="static")
     v = 7 * vectors(40, 3, 8)

@@ -235,7 +235,8 @@ def test_codes_are_stored_at_their_width(recipe: str, bits: int, tmp_path: Path)
     save_model(path, network, name="tiny", training={})
     tensors = read_container(path, kind="model").tensors
     for name, layer in quantized_layers(network).items():
-        assert tensors[f"{name}.codes"].nbytes == layer.weight.numel() * layer.spec.bits // 8
+        codes = layer.weight.numel() * layer.spec.bits // 8
+        assert tensors[f"{name}.codes"].nbytes == codes + layer.steps.numel()
         assert f"{name}.weight" not in tensors
     values = [layer for n, layer in quantized_layers(network).items() if "value" in n]
     assert {layer.spec.bits for layer in values} == {bits}

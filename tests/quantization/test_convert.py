@@ -145,7 +145,7 @@ def unoriented(network: AtomisticNetwork, structures: list[Structure]) -> tuple[
 
 
 @pytest.mark.parametrize("reflect", [False, True])
-@pytest.mark.parametrize("codec", ["cartesian", "mddq", "mddq-codebook", "identity"])
+@pytest.mark.parametrize("codec", ["cartesian", "mddq", "mddq-cube", "mddq-codebook", "identity"])
 def test_networks_with_local_frames_are_equivariant_to_round_off(codec: str, reflect: bool) -> None:
     vectors = RECIPES["w4a8"].vectors.model_copy(update={"codec": codec, "magnitude_bits": 4})
     recipe = RECIPES["w4a8"].model_copy(update={"vectors": vectors})

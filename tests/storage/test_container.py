@@ -136,7 +136,9 @@ def test_a_newer_version_asks_for_an_upgrade(
     with monkeypatch.context() as future:
         future.setitem(versions.CURRENT_VERSIONS, "model", 7)
         write_container(tmp_path / "file", {}, {"kind": "model"})
-    with pytest.raises(FileFormatError, match=rf"version 7.*up to version {current}; upgrade equibit"):
+    with pytest.raises(
+        FileFormatError, match=rf"version 7.*up to version {current}; upgrade equibit"
+    ):
         read_container(tmp_path / "file", kind="model")
 
 

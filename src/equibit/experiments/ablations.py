@@ -39,7 +39,8 @@ PLAIN = ("robust_attention=false",)
 SOFTMAX = ("attention=softmax",)
 # All that is not a channel mixing of vectors.
 SCALAR_BRANCH = ("attention.*", "update.*.hidden", "update.*.output", "head.*")
-CODECS, FRAMES, BITS = ("cartesian", "mddq", "mddq-codebook"), ("lab", "local"), (8, 6, 4)
+CODECS = ("cartesian", "mddq", "mddq-cube", "mddq-codebook")
+FRAMES, BITS = ("lab", "local"), (8, 6, 4)
 FEWEST_CODEBOOK_BITS = 5  # below it no codebook is symmetric enough
 
 

@@ -13,7 +13,6 @@ from equibit.networks.attention import AttentionInput
 from equibit.networks.context import Context
 from equibit.networks.linear import BlockLinear, EquivariantLinear, Linear
 from equibit.networks.radial import RadialFilter, SplineBasis
-from equibit.networks.radial import SplineBasis
 from equibit.quantization import published  # noqa: F401  (registers its quantisers)
 from equibit.quantization.codecs import VectorQuantizer
 from equibit.quantization.protection import DegreeProtection
