@@ -20,7 +20,9 @@ from equibit.structures import FileFormatError, ModelError, Potential, Structure
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
 
 DATA = Path(__file__).parent / "data"
-KNOWN = {version: json.loads((DATA / f"ethanol-v{version}.json").read_text()) for version in (1, 2, 3)}
+KNOWN = {
+    version: json.loads((DATA / f"ethanol-v{version}.json").read_text()) for version in (1, 2, 3)
+}
 STRUCTURES = [Structure(KNOWN[1]["numbers"], positions) for positions in KNOWN[1]["positions"]]
 RECIPES = ("fp32", "w8a8", "w4a8")
 
