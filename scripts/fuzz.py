@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Fuzz the model loader and structure input, and keep what came of it.
 
-    python scripts/fuzz.py [CASES]          # a million unless said otherwise
+    python scripts/fuzz.py [CASES] [TARGET...]    # a million of each target unless said otherwise
 
-Runs the native targets (scripts/fuzz.sh: Clang, sanitizers) on so many cases each, and a tenth as many
-random structures by every way in from Python (tests/engine/structure_cases.py), then writes results/fuzz.json and .md: cases, seconds
-and outcomes, with date, commit, CPU and versions. A crash, a hang, a NaN or an error that was not
-promised ends it with status 1 and the number of the case.
+Targets: `model` and `structure` are native (scripts/fuzz.sh: Clang, sanitizers), `python` puts random
+structures to the engine by every way in from Python (tests/engine/structure_cases.py). Of each,
+results/fuzz.json and .md keep the last run: cases, seconds and outcomes, with date, commit, CPU and
+versions. A crash, a hang, a NaN or an error that was not promised ends it with status 1 and the number
+of the case.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +35,27 @@ BLOCK = 20_000  # cases of one process
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     cases = int(given[0]) if given else 1_000_000
-    native = native_targets(cases)
-    if native is None:
-        return 1
-    structures = python_structures(max(cases // 10, 1))
-    if structures is None:
-        return 1
-    result = {
-        "command": f"python scripts/fuzz.py {cases}",
-        "targets": {**native, "structures from Python": structures},
-        "provenance": to_plain(Provenance.here()),
-    }
-    write_json(RESULTS, result)
-    with atomic_text(RESULTS.with_suffix(".md")) as file:
-        file.write(as_markdown(result))
+    for target in given[1:] or TARGETS:
+        run = TARGETS[target](cases)
+        if run is None:
+            return 1
+        keep(target, run | {"command": f"python scripts/fuzz.py {cases} {target}"})
     return 0
 
 
-def native_targets(cases: int) -> dict[str, Any] | None:
-    """Cases and seconds of each, or None where one failed."""
+def keep(target: str, run: dict[str, Any]) -> None:
+    """Put one target's run in the place of its last."""
+    targets = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    targets[target] = run | {"provenance": to_plain(Provenance.here())}
+    write_json(RESULTS, targets)
+    with atomic_text(RESULTS.with_suffix(".md")) as file:
+        file.write(as_markdown(targets))
+
+
+def native(target: str, cases: int) -> dict[str, Any] | None:
+    """Cases and seconds of a native target, or None where it failed."""
     process = subprocess.Popen(
-        [CHECKOUT / "scripts" / "fuzz.sh", str(cases)],
+        [CHECKOUT / "scripts" / "fuzz.sh", str(cases), target],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,18 +66,13 @@ def native_targets(cases: int) -> dict[str, Any] | None:
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line)
-    if process.wait() != 0:
-        return None
-    runs = read_runs("".join(lines))
-    return dict(zip(("model files", "structures, native"), runs, strict=True))
+    return None if process.wait() != 0 else read_run("".join(lines))
 
 
-def read_runs(log: str) -> list[dict[str, Any]]:
-    """What libFuzzer says of each target that it finished."""
-    return [
-        {"cases": int(cases), "seconds": int(seconds), "outcomes": None}
-        for cases, seconds in re.findall(r"^Done (\d+) runs in (\d+) second", log, re.MULTILINE)
-    ]
+def read_run(log: str) -> dict[str, Any]:
+    """What libFuzzer says when it has finished."""
+    found = re.findall(r"^Done (\d+) runs in (\d+) second", log, re.MULTILINE)
+    return {"cases": int(found[-1][0]), "seconds": int(found[-1][1])}
 
 
 def python_structures(cases: int) -> dict[str, Any] | None:
@@ -115,33 +111,42 @@ def last_number(log: str) -> str:
     return numbers[-1] if numbers else "unknown"
 
 
-def as_markdown(result: dict[str, Any]) -> str:
+def as_markdown(targets: dict[str, Any]) -> str:
     """The tables a reader looks at."""
-    made = result["provenance"]
-    structures = result["targets"]["structures from Python"]
     lines = [
         "# Fuzzing",
         "",
-        f"`{result['command']}`: no crash, no hang, no NaN, no error that was not promised; "
-        f"{made['date'][:10]}, commit {made['commit']}, {made['cpu']}, {made['cores']} cores.",
+        "No crash, no hang, no NaN, no error that was not promised, in the last run of each target.",
         "",
-        "| target | cases | seconds |",
-        "|---|---:|---:|",
+        "| command | cases | seconds | date | commit | CPU |",
+        "|---|---:|---:|---|---|---|",
     ]
-    for name, target in result["targets"].items():
-        lines.append(f"| {name} | {target['cases']:,} | {target['seconds']:,} |")
-    slowest = structures["slowest"]
-    lines += [
-        "",
-        f"The slowest structure from Python, case {slowest['case']}, took {slowest['seconds']} s.",
-        "",
-        "| structures from Python came to | cases |",
-        "|---|---:|",
-    ]
-    for outcome, count in structures["outcomes"].items():
-        lines.append(f"| {outcome.replace('|', '/')} | {count:,} |")
+    for run in targets.values():
+        made = run["provenance"]
+        lines.append(
+            f"| `{run['command']}` | {run['cases']:,} | {run['seconds']:,} | {made['date'][:10]} | "
+            f"{made['commit']} | {made['cpu']} |"
+        )
+    if "python" in targets:
+        run = targets["python"]
+        slowest = run["slowest"]
+        lines += [
+            "",
+            f"The slowest structure from Python, case {slowest['case']}, took {slowest['seconds']} s.",
+            "",
+            "| structures from Python came to | cases |",
+            "|---|---:|",
+        ]
+        for outcome, count in run["outcomes"].items():
+            lines.append(f"| {outcome.replace('|', '/')} | {count:,} |")
     return "\n".join(lines) + "\n"
 
+
+TARGETS: dict[str, Callable[[int], dict[str, Any] | None]] = {
+    "model": lambda cases: native("model", cases),
+    "structure": lambda cases: native("structure", cases),
+    "python": python_structures,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -93,7 +93,7 @@ def make_case(number: int) -> Case:
 
 
 def _make_case(g: Generator) -> Case:
-    n = int(_pick(g, [0, 1, 2, 3, 5, 9, 12, 40, 60, 250], [2, 10, 14, 18, 18, 16, 10, 8, 3, 1]))
+    n = int(_pick(g, [0, 1, 2, 3, 5, 9, 12, 40, 60, 250], [4, 20, 28, 36, 36, 32, 20, 6, 2, 0.5]))
     numbers: Any = g.choice([1, 6, 8], n).tolist()
     cell, pbc = _cell(g)
     positions: Any = _positions(g, n, cell)

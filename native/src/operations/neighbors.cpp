@@ -14,7 +14,7 @@ namespace equibit {
 namespace {
 
 constexpr int64_t kAllPairs = 48;       // atoms of an open system of which every pair is listed
-constexpr double kMostTests = 1e6;      // distances to measure around one atom
+constexpr double kMostTests = 1e5;        // distances to measure around one atom
 constexpr int64_t kMostNeighbors = 4096;  // of one atom; matter at its densest has hundreds
 constexpr double kLargestShift = 1e9;   // cells between an atom and the origin
 
