@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ from equibit.storage.atomic import atomic_text
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RESULTS = CHECKOUT / "results" / "fuzz.json"
-BLOCK = 20_000  # cases of one process
+BLOCK = 10_000  # cases of one process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     cases = int(given[0]) if given else 1_000_000
     for target in given[1:] or TARGETS:
-        run = TARGETS[target](cases)
-        if run is None:
+        command = {"command": f"python scripts/fuzz.py {cases} {target}"}
+        done = False
+        for run in TARGETS[target](cases):
+            keep(target, run | command)
+            done = run["cases"] >= cases
+        if not done:
             return 1
-        keep(target, run | {"command": f"python scripts/fuzz.py {cases} {target}"})
     return 0
 
 
@@ -52,8 +55,8 @@ def keep(target: str, run: dict[str, Any]) -> None:
         file.write(as_markdown(targets))
 
 
-def native(target: str, cases: int) -> dict[str, Any] | None:
-    """Cases and seconds of a native target, or None where it failed."""
+def native(target: str, cases: int) -> Iterator[dict[str, Any]]:
+    """Cases and seconds of a native target, or nothing where it failed."""
     process = subprocess.Popen(
         [CHECKOUT / "scripts" / "fuzz.sh", str(cases), target],
         stdout=subprocess.PIPE,
@@ -66,7 +69,8 @@ def native(target: str, cases: int) -> dict[str, Any] | None:
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line)
-    return None if process.wait() != 0 else read_run("".join(lines))
+    if process.wait() == 0:
+        yield read_run("".join(lines))
 
 
 def read_run(log: str) -> dict[str, Any]:
@@ -75,8 +79,8 @@ def read_run(log: str) -> dict[str, Any]:
     return {"cases": int(found[-1][0]), "seconds": int(found[-1][1])}
 
 
-def python_structures(cases: int) -> dict[str, Any] | None:
-    """Cases, seconds, outcomes and the slowest case, or None where one failed."""
+def python_structures(cases: int) -> Iterator[dict[str, Any]]:
+    """Cases, seconds, outcomes and the slowest case so far, after every block that did not fail."""
     outcomes: Counter[str] = Counter()
     slowest = [0.0, 0]
     start = time.perf_counter()
@@ -91,18 +95,18 @@ def python_structures(cases: int) -> dict[str, Any] | None:
         if block.returncode != 0:
             print(block.stderr[-4000:], file=sys.stderr)
             print(f"case {last_number(block.stderr)} failed", file=sys.stderr)
-            return None
+            return
         came_to = json.loads(block.stdout)
         outcomes.update(came_to["outcomes"])
         slowest = max(slowest, came_to["slowest"])
-        seconds = time.perf_counter() - start
-        print(f"{first + count:,} structures from Python, {seconds:.0f} s", flush=True)
-    return {
-        "cases": cases,
-        "seconds": round(time.perf_counter() - start),
-        "outcomes": dict(outcomes.most_common()),
-        "slowest": {"seconds": round(slowest[0], 2), "case": slowest[1]},
-    }
+        seconds = round(time.perf_counter() - start)
+        print(f"{first + count:,} structures from Python, {seconds:,} s", flush=True)
+        yield {
+            "cases": first + count,
+            "seconds": seconds,
+            "outcomes": dict(outcomes.most_common()),
+            "slowest": {"seconds": round(slowest[0], 2), "case": slowest[1]},
+        }
 
 
 def last_number(log: str) -> str:
@@ -142,7 +146,7 @@ def as_markdown(targets: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-TARGETS: dict[str, Callable[[int], dict[str, Any] | None]] = {
+TARGETS: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {
     "model": lambda cases: native("model", cases),
     "structure": lambda cases: native("structure", cases),
     "python": python_structures,
