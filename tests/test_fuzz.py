@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from equibit import engine
+
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "fuzz.py"
 spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
 assert spec is not None
@@ -21,6 +23,7 @@ stat::number_of_executed_units: 1000000
 """
 
 
+@pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
 def test_runs_are_counted_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "RESULTS", tmp_path / "fuzz.json")
     fuzz.keep("model", fuzz.read_run(LOG) | {"command": "python scripts/fuzz.py 1000000 model"})

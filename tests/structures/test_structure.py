@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,17 @@ FINE: dict[str, Any] = {"numbers": [1, 1], "positions": PLACES}
 def test_what_is_wrong_is_said(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(StructureError, match=message):
         Structure(**FINE | wrong)
+
+
+def test_numbers_and_positions_are_counted_before_they_are_converted() -> None:
+    """A billion atoms with the positions of one cost no more than a byte or two each."""
+    numbers = np.ones(10**7, np.int8)
+    tracemalloc.start()
+    with pytest.raises(StructureError, match=r"expected \(10000000, 3\)"):
+        Structure(numbers, PLACES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * numbers.nbytes
 
 
 @pytest.mark.filterwarnings("error")

@@ -55,24 +55,22 @@ class Structure:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = _real("numbers", self.numbers)
+        numbers = _array("numbers", self.numbers)
         if numbers.ndim != 1 or numbers.size == 0:
             raise StructureError(
                 f"a structure needs at least one atom: numbers have shape {numbers.shape}"
             )
         n_atoms = numbers.size
-        wrong = np.flatnonzero(
-            (numbers != np.rint(numbers)) | (numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)
-        )
+        positions = _per_atom_vectors("positions", self.positions, n_atoms)
+        object.__setattr__(self, "positions", positions)
+        broken = False if numbers.dtype.kind in "iu" else numbers != np.rint(numbers)
+        wrong = np.flatnonzero(broken | (numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))
         if wrong.size:
             raise StructureError(
                 f"atom {wrong[0]} has atomic number {numbers[wrong[0]]:g}; "
                 f"expected 1 to {MAX_ATOMIC_NUMBER}"
             )
         object.__setattr__(self, "numbers", numbers.astype(np.int64))
-        object.__setattr__(
-            self, "positions", _per_atom_vectors("positions", self.positions, n_atoms)
-        )
         for name in ("forces", "momenta"):
             vectors = getattr(self, name)
             if vectors is not None:
@@ -122,8 +120,8 @@ class Structure:
         )
 
 
-def _real(name: str, values: npt.ArrayLike) -> FloatArray:
-    """A copy in float64, which holds every atomic number.
+def _array(name: str, values: npt.ArrayLike) -> np.ndarray[Any, Any]:
+    """A copy: integers as they are, other real numbers in float64.
 
     Raises:
         StructureError: what is not real numbers, text and ragged lists among it.
@@ -132,9 +130,18 @@ def _real(name: str, values: npt.ArrayLike) -> FloatArray:
         array = np.array(values)
         if array.dtype.kind not in "biufO":
             raise TypeError(f"an array of {array.dtype}")
-        return array.astype(np.float64, copy=False)
+        return array if array.dtype.kind in "iu" else array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise StructureError(f"{name} are not an array of real numbers: {error}") from None
+
+
+def _real(name: str, values: npt.ArrayLike) -> FloatArray:
+    """A copy in float64.
+
+    Raises:
+        StructureError: what is not real numbers.
+    """
+    return _array(name, values).astype(np.float64, copy=False)
 
 
 def _directions(pbc: Any) -> BoolArray:
