@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ase import build
 from tests.evaluation.toy import MorsePotential, molecule
 
 import equibit.engine
 from equibit.cli.main import main
 from equibit.structures import Structure
+from equibit.structures.ase_atoms import from_ase
 from equibit.structures.formats.api import read_structures, write_structures
 
 
@@ -21,7 +24,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "model.safetensors"
     path.write_text("toy")
     monkeypatch.setattr(
-        equibit.engine, "load_preferred", lambda name, dtype=None: MorsePotential(name=str(name))
+        equibit.engine, "load_preferred", lambda name, **_: MorsePotential(name=str(name))
     )
     return path
 
@@ -44,6 +47,36 @@ def test_predicts_and_reports(
     assert run["structures_per_core_second"] > 0
     expected = MorsePotential().compute([molecule(3)])[0]
     np.testing.assert_allclose(read_structures(output)[3].forces, expected.forces, atol=1e-14)
+
+
+@pytest.mark.skipif(not equibit.engine.is_built(), reason="the compiled engine is not built")
+def test_threads_change_nothing_but_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a byte of the output; and they are used."""
+    load, used = equibit.engine.load_preferred, []
+
+    def loaded(*args: Any, **settings: Any) -> Any:
+        used.append(load(*args, **settings))
+        return used[-1]
+
+    monkeypatch.setattr(equibit.engine, "load_preferred", loaded)
+    source = tmp_path / "in.xyz"
+    write_structures(source, [ethanol(seed) for seed in range(40)])
+    outputs = []
+    for threads in ("1", "2"):
+        output = tmp_path / f"{threads}.xyz"
+        command = ["predict", "ethanol-w4a8", str(source), "-o", str(output)]
+        assert main([*command, "--threads", threads]) == 0
+        outputs.append(output.read_bytes())
+    assert outputs[0] == outputs[1]
+    assert [potential.threads for potential in used] == [1, 2]
+
+
+def ethanol(seed: int) -> Structure:
+    atoms = build.molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=seed)
+    return from_ase(atoms)
 
 
 def test_bad_structure_ends_with_its_index(

@@ -41,6 +41,12 @@ def predict(
         bool, typer.Option("--restart", help="Start afresh instead of going on where it stopped.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per call.")] = 32,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=1, max=256, help="CPU threads that share batches; no result depends on it."
+        ),
+    ] = 1,
     dtype: Annotated[
         str | None,
         typer.Option(help="Arithmetic: float32 or float64; the model's own if left out."),
@@ -63,7 +69,7 @@ def predict(
     checked_output_format(output)
     detect_format(structures)
     file_units = None if units is None else parse_units(units)
-    potential = load_preferred(model, dtype=checked_dtype(dtype))
+    potential = load_preferred(model, dtype=checked_dtype(dtype), threads=threads)
     with stage_progress() as progress:
         run = predict_file(
             potential,

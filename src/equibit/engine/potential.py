@@ -89,12 +89,15 @@ def load(
     return NativePotential(model, threads=threads, source=(os.fspath(path.resolve()), kernels))
 
 
-def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = None) -> Potential:
+def load_preferred(
+    name_or_path: str | os.PathLike[str], *, dtype: str | None = None, threads: int = 1
+) -> Potential:
     """The engine where it runs the model, torch otherwise; torch is imported only then.
 
     Args:
         name_or_path: shipped name, model file, or the folder of a finished run.
         dtype: ``float64`` arithmetic is torch's; None and ``float32`` are the engine's.
+        threads: of the engine, see ``load``; torch has its own setting.
 
     Raises:
         ModelError: no such model, another dtype, or neither the engine nor torch is installed.
@@ -106,7 +109,7 @@ def load_preferred(name_or_path: str | os.PathLike[str], *, dtype: str | None = 
     reason = "float64 arithmetic"
     if dtype in (None, "float32"):
         try:
-            return load(path)
+            return load(path, threads=threads)
         except ModelError as error:
             reason = str(error)
     from equibit.models import load_potential
