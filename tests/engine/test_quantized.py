@@ -69,6 +69,11 @@ FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
         Recipe(weights=WeightSpec(granularity="tensor")),
         {"irreps": "16x0e+16x1o"},
     ),
+    "edges of paired heads": (
+        "w8a8",
+        {"irreps": "32x0e+32x1o", "axial_messages": True, "attention": "linear"},
+    ),
+    "edges of wide heads": ("w8a8", {"irreps": "64x0e+64x1o+64x2e"}),
     "odd sizes": ("w8a8", {"irreps": "15x0e+9x1o", "heads": 3}),
     "naive-w8a8": ("naive-w8a8", {"irreps": "16x0e+16x1o+16x2e", "attention": "linear"}),
     "paper-w8a8": ("paper-w8a8", {"irreps": "16x0e+16x1o+16x2e"}),
@@ -128,6 +133,22 @@ def test_equals_the_fake_quantised_network(form: str, tmp_path: Path) -> None:
     recipe, changes = FORMS[form]
     path = model_file(tmp_path, recipe, **changes)
     assert_equals_the_fake_quantised(path)
+
+
+def test_error_of_reversing_edges_in_16_bits(tmp_path: Path) -> None:
+    """The same codes, with edges reversed in 16-bit floats and in float32."""
+    if not {"amx", "avx512"} <= set(kernel_names()):
+        pytest.skip("no arithmetic of 16-bit floats")
+    path = model_file(tmp_path, "w8a16", irreps="64x0e+64x1o", layers=4, heads=4)
+    halves, floats = (engine.load(path, kernels=kernels) for kernels in ("amx", "avx512"))
+    if not any(reverse == "16-bit floats" for _, _, reverse in halves.arithmetic):
+        pytest.skip("no arithmetic of 16-bit floats")
+    molecules = asymmetric_molecules()
+    errors = []
+    for got, wanted in zip(halves.compute(molecules), floats.compute(molecules), strict=True):
+        error = np.sqrt(np.mean((got.forces - wanted.forces) ** 2))
+        errors.append(error / np.sqrt(np.mean(wanted.forces**2)))
+    assert 1e-6 < np.median(errors) < 2e-3, errors
 
 
 class QuantizedNativeContract(PotentialContract):

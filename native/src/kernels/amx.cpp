@@ -29,17 +29,18 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-/// What the tile registers of this thread are set up for: 100·rows + words, or 0.
+/// Words per tile that the registers of this thread are set up for, or 0.
 thread_local int configured = 0;
 
-// 0–2: sums of each plane; 3: weights; 4–7: inputs.
-void configure(int rows, int words) {
-  if (configured == 100 * rows + words) return;
-  configured = 100 * rows + words;
+// 0–2: sums of each plane; 3: weights; 4–7: inputs. Always of all rows, what lies beyond the last
+// being nobody's: to set tiles up anew costs as much as a few products.
+void configure(int words) {
+  if (configured == words) return;
+  configured = words;
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
     config.bytes[tile] = static_cast<uint16_t>(tile >= 4 ? 4 * words : 64);
-    config.rows[tile] = static_cast<uint8_t>(tile == 3 ? words : rows);
+    config.rows[tile] = static_cast<uint8_t>(tile == 3 ? words : kTile);
   }
   _tile_loadconfig(&config);
 }
@@ -142,34 +143,66 @@ EQUIBIT_INLINE __m512 total_of(const int32_t* sum) {
                          _mm512_cvtepi32_ps(low));
 }
 
-/// Rows of half a panel: (Σ_g step_g · sum_g) · scale + bias, stored or added.
-template <int Planes, bool Grouped>
+/// Rows of half a panel: (Σ_g step_g · sum_g) · scale + bias, stored or added. What `p` says is read
+/// once, since the compiler cannot know that results do not overwrite it.
+template <int Planes, bool Grouped, bool Indexed, bool Add, bool Whole>
 EQUIBIT_INLINE void finish_rows(const CodeProduct& p, int64_t begin, int rows, int first,
                                 const float* steps, int groups, const int32_t* sums) {
-  const int left = p.out - first;
-  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  const int left = p.out - first, out = p.out;
+  const __mmask16 mask = Whole ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  const auto load = [&](const float* from) EQUIBIT_INLINE_LAMBDA {
+    return Whole ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask, from);
+  };
   const __m512 step = _mm512_loadu_ps(steps);
-  const __m512 same = p.bias != nullptr && p.bias_index == nullptr
-                          ? _mm512_maskz_loadu_ps(mask, p.bias + first)
-                          : _mm512_setzero_ps();
-  for (int r = 0; r < rows; ++r) {
-    const int64_t at = begin + r;
-    __m512 sum = _mm512_mul_ps(total_of<Planes>(sums + r * kTile), step);
+  const float* bias = p.bias != nullptr ? p.bias + first : nullptr;
+  const __m512 same =
+      bias != nullptr && !Indexed ? load(bias) : _mm512_setzero_ps();
+  const int32_t* index = Indexed ? p.bias_index + begin : nullptr;
+  const float* scales = p.scales + begin;
+  const int64_t ldy = p.ldy;
+  float* y = p.y + begin * ldy + first;
+  for (int r = 0; r < rows; ++r, y += ldy, sums += kTile) {
+    __m512 sum = _mm512_mul_ps(total_of<Planes>(sums), step);
     if constexpr (Grouped) {
       for (int group = 1; group < groups; ++group) {
-        sum = _mm512_fmadd_ps(total_of<Planes>(sums + group * Planes * kSums + r * kTile),
+        sum = _mm512_fmadd_ps(total_of<Planes>(sums + group * Planes * kSums),
                               _mm512_loadu_ps(steps + group * kPanel), sum);
       }
     }
-    float* y = p.y + at * p.ldy + first;
-    __m512 start = same;
-    if (p.bias_index != nullptr) {
-      const int64_t row = p.bias_index[at] * static_cast<int64_t>(p.out);
-      start = _mm512_maskz_loadu_ps(mask, p.bias + row + first);
+    const __m512 start =
+        Indexed ? load(bias + index[r] * static_cast<int64_t>(out)) : same;
+    sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(scales[r]), start);
+    if constexpr (Add) sum = _mm512_add_ps(sum, load(y));
+    if constexpr (Whole) {
+      _mm512_storeu_ps(y, sum);
+    } else {
+      _mm512_mask_storeu_ps(y, mask, sum);
     }
-    sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(p.scales[at]), start);
-    if (p.add) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y));
-    _mm512_mask_storeu_ps(y, mask, sum);
+  }
+}
+
+template <int Planes, bool Grouped>
+EQUIBIT_INLINE void finish(const CodeProduct& p, int64_t begin, int rows, int first,
+                           const float* steps, int groups, const int32_t* sums) {
+  const auto with = [&]<bool Indexed, bool Add>() EQUIBIT_INLINE_LAMBDA {
+    if (p.out - first >= 16) {
+      finish_rows<Planes, Grouped, Indexed, Add, true>(p, begin, rows, first, steps, groups, sums);
+    } else {
+      finish_rows<Planes, Grouped, Indexed, Add, false>(p, begin, rows, first, steps, groups, sums);
+    }
+  };
+  if (p.bias_index != nullptr) {
+    p.add ? with.template operator()<true, true>() : with.template operator()<true, false>();
+  } else {
+    p.add ? with.template operator()<false, true>() : with.template operator()<false, false>();
+  }
+}
+
+/// Asks for the weights of half a panel.
+template <int Steps>
+EQUIBIT_INLINE void prefetch(const int32_t* weight) {
+  for (int word = 0; word < Steps * kTile; ++word) {
+    _mm_prefetch(reinterpret_cast<const char*>(weight + word * kPanel), _MM_HINT_T0);
   }
 }
 
@@ -185,12 +218,13 @@ void product(const CodeProduct& p) {
   for (int64_t begin = 0; begin < p.rows; begin += kTile) {
     const int rows = static_cast<int>(p.rows - begin < kTile ? p.rows - begin : kTile);
     const int32_t* x = p.x + begin * stride;
-    configure(rows, step);
+    configure(step);
     if constexpr (Steps > 0) hold_inputs<Planes, Steps>(x, p.words, stride);
     for (int half = 0; half <= halves; ++half) {
       if (half < halves) {
         const int64_t panel = half / 2;
         const int32_t* weight = p.weight + panel * p.words * kPanel + half % 2 * kTile;
+        if constexpr (Steps > 0) prefetch<Steps>(weight + p.words * kPanel);
         for (int group = 0, word = 0; group < (Grouped ? p.groups : 1); ++group, word += run) {
           sum_tiles<Planes, Steps>(x + word, p.words, stride, weight + word * kPanel, run, step,
                                    sums[half % 2] + group * Planes * kSums);
@@ -199,8 +233,8 @@ void product(const CodeProduct& p) {
       if (half > 0) {
         const int64_t panel = (half - 1) / 2;
         const float* steps = p.steps + panel * p.groups * kPanel + (half - 1) % 2 * kTile;
-        finish_rows<Planes, Grouped>(p, begin, rows, (half - 1) * kTile, steps, p.groups,
-                                     sums[(half - 1) % 2]);
+        finish<Planes, Grouped>(p, begin, rows, (half - 1) * kTile, steps, p.groups,
+                                sums[(half - 1) % 2]);
       }
     }
   }
@@ -237,20 +271,37 @@ EQUIBIT_INLINE void store_codes(__m512i code, uint8_t* out, int64_t stride) {
   }
 }
 
-/// Bytes `Shift`/8 of 64 codes: that byte as it is, or the highest, which is signed.
-template <int Shift, bool Signed>
-EQUIBIT_INLINE __m512i bytes_of(const __m512i* codes) {
-  const auto part = [&](int k) EQUIBIT_INLINE_LAMBDA {
-    const __m512i moved = Shift > 0 ? _mm512_srai_epi32(codes[k], Shift) : codes[k];
-    return Signed ? moved : _mm512_and_si512(moved, _mm512_set1_epi32(0xff));
-  };
-  const __m512i low = _mm512_packs_epi32(part(0), part(1));
-  const __m512i high = _mm512_packs_epi32(part(2), part(3));
-  const __m512i mixed = Signed ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
-  // Packing goes by quarters of a register.
+/// 64 bytes in the order of what was packed, which goes by quarters of a register.
+EQUIBIT_INLINE __m512i in_order(__m512i packed) {
   const __m512i order =
       _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(order, mixed);
+  return _mm512_permutexvar_epi32(order, packed);
+}
+
+/// The signed bytes that 64 codes are, shifted right.
+template <int Shift>
+EQUIBIT_INLINE __m512i highest_bytes(const __m512i* codes) {
+  const auto part = [&](int k) EQUIBIT_INLINE_LAMBDA {
+    return Shift > 0 ? _mm512_srai_epi32(codes[k], Shift) : codes[k];
+  };
+  return in_order(_mm512_packs_epi16(_mm512_packs_epi32(part(0), part(1)),
+                                     _mm512_packs_epi32(part(2), part(3))));
+}
+
+/// The two lower bytes of 64 codes, the upper one being signed in codes of 16 bits.
+template <bool Signed>
+EQUIBIT_INLINE void lower_bytes(const __m512i* codes, __m512i* upper, __m512i* lower) {
+  const auto pair = [&](int k) EQUIBIT_INLINE_LAMBDA {
+    if constexpr (Signed) return _mm512_packs_epi32(codes[k], codes[k + 1]);
+    const __m512i mask = _mm512_set1_epi32(0xffff);
+    return _mm512_packus_epi32(_mm512_and_si512(codes[k], mask),
+                               _mm512_and_si512(codes[k + 1], mask));
+  };
+  const __m512i low = pair(0), high = pair(2), mask = _mm512_set1_epi16(0xff);
+  *lower = in_order(_mm512_packus_epi16(_mm512_and_si512(low, mask), _mm512_and_si512(high, mask)));
+  *upper = in_order(
+      Signed ? _mm512_packs_epi16(_mm512_srai_epi16(low, 8), _mm512_srai_epi16(high, 8))
+             : _mm512_packus_epi16(_mm512_srli_epi16(low, 8), _mm512_srli_epi16(high, 8)));
 }
 
 /// Codes of one row. Blocks of 16 are held in registers where their number, of fours, is known.
@@ -284,11 +335,15 @@ EQUIBIT_INLINE float round_row(const CodeRows& p, const float* in, const float* 
         codes[k] = _mm512_cvtps_epi32(_mm512_mul_ps(held[block + k], inverse));
       }
       uint8_t* to = out + 16 * block;
-      _mm512_storeu_si512(to, bytes_of<8 * (Planes - 1), true>(codes));
-      if constexpr (Planes > 1) {
-        _mm512_storeu_si512(to + stride, bytes_of<8 * (Planes - 2), false>(codes));
+      if constexpr (Planes != 2) {
+        _mm512_storeu_si512(to, highest_bytes<8 * (Planes - 1)>(codes));
       }
-      if constexpr (Planes > 2) _mm512_storeu_si512(to + 2 * stride, bytes_of<0, false>(codes));
+      if constexpr (Planes > 1) {
+        __m512i upper, lower;
+        lower_bytes<Planes == 2>(codes, &upper, &lower);
+        _mm512_storeu_si512(to + (Planes - 2) * stride, upper);
+        _mm512_storeu_si512(to + (Planes - 1) * stride, lower);
+      }
     }
   } else {
     for (int block = 0; block < blocks; ++block) {
@@ -356,6 +411,7 @@ const Kernels& amx_kernels() {
     kernels.gemm_split = gemm_split;
     kernels.round_split = round_split;
     kernels.release = release;
+    kernels.halves = find_half_kernels();
     return kernels;
   }();
   return table;

@@ -21,6 +21,7 @@ bool leaf7(unsigned subleaf, unsigned eax, unsigned edx) {
 }
 constexpr unsigned kAvxVnni = 1u << 4;                   // subleaf 1, EAX
 [[maybe_unused]] constexpr unsigned kTiles = 3u << 24;   // subleaf 0, EDX: tiles and int8
+[[maybe_unused]] constexpr unsigned kHalves = 1u << 23;  // subleaf 0, EDX
 #endif
 
 #ifdef EQUIBIT_NEON
@@ -67,6 +68,13 @@ const Choices& choices() {
 }
 
 }  // namespace
+
+const HalfKernels* find_half_kernels() {
+#ifdef EQUIBIT_HALVES
+  if (leaf7(0, 0, kHalves)) return &half_kernels();
+#endif
+  return nullptr;
+}
 
 const Kernels& best_kernels() { return *choices().tables[0]; }
 

@@ -45,6 +45,13 @@ struct Attention {
   int64_t stride;
   const float* filters;  // [n_pairs][stride] of all pairs, or null
   const float* slopes;   // their derivatives with respect to d, for the reverse pass
+  // For a reverse pass in 16-bit floats: the table and the differences of its rows that follow each
+  // other, [n_splines][half_stride] each, and of all pairs as above.
+  const uint16_t* half_table;
+  const uint16_t* half_differences;
+  int64_t half_stride;
+  const uint16_t* half_filters;
+  const uint16_t* half_slopes;
   const float* query;    // [n_atoms][F] times temperature
   const float* key;      // [n_atoms][F]
   const float* value;    // [n_atoms][F + L·C]
@@ -70,7 +77,15 @@ struct AttentionGradient {
   float* vectors[kMaxDegree + 1];         // set
   float* d_z;                             // [n_edges][heads]
   float* geometry;                        // [n_edges][edge_gradients(L)], added to
+  // `invariants` and `messages` of an atom in one row of 16-bit floats, times a power of two.
+  uint16_t* halves;                       // [n_atoms][half_row]
+  float* half_scales;                     // [n_atoms] that power
 };
+
+/// Numbers in a row of `AttentionGradient::halves`: F + L·C, then (2ℓ+1)·C of each degree.
+constexpr int64_t half_row(const Attention& a) {
+  return a.scalars + a.max_degree * (a.max_degree + 3) * static_cast<int64_t>(a.channels);
+}
 
 /// Products within heads of what both atoms of an edge carry and a filter of their pair.
 struct PairProducts {
@@ -81,8 +96,9 @@ struct PairProducts {
 };
 
 /// Floats of scratch that the edge pass and its reverse need.
-constexpr int64_t edge_scratch(int64_t most, int64_t stride, int heads) {
-  return most * (2 * stride + heads) + 16 * kMaxHeads + 64;
+constexpr int64_t edge_scratch(const Edges& edges, const Attention& a) {
+  return edges.most * (a.stride + a.heads) + 2 * a.stride + half_row(a) + a.half_stride +
+         16 * kMaxHeads + 64;
 }
 
 /// A sparse coupling tensor and its weights: P^ℓ3 += w_c C_mnk U^ℓ1_m T^ℓ2_n.
@@ -145,6 +161,27 @@ constexpr bool split_fits(int words, int group_words) {
                                     (group_words == 8 || group_words % 16 == 0);
 }
 
+/// The reverse of the edge pass in 16-bit floats, of layers that `halves_fit`.
+struct HalfKernels {
+  void (*narrow)(int64_t n, const float* x, uint16_t* y);
+  /// As `Kernels::filters`.
+  void (*filters)(const Edges&, const Attention&, int64_t from, int64_t to, uint16_t* values,
+                  uint16_t* slopes);
+  /// Fills `halves` and `half_scales` of atoms from … to, which `backward` wants of all atoms.
+  void (*gradients)(const Attention&, const AttentionGradient&, int64_t from, int64_t to);
+  /// As `Kernels::attention_backward`.
+  void (*backward)(const Edges&, const Attention&, const AttentionGradient&, int64_t from,
+                   int64_t to, float* scratch);
+};
+
+/// Whether blocks of 32 channels hold whole heads, or lie within one.
+constexpr bool halves_fit(int heads, int scalars, int channels, int max_degree) {
+  const bool wide = scalars % (32 * heads) == 0 && channels % (32 * heads) == 0;
+  const bool paired = heads % 2 == 0 && scalars == 16 * heads &&
+                      (channels == scalars || max_degree == 0);
+  return max_degree <= 2 && (wide || paired);
+}
+
 struct Kernels {
   const char* name;
   int panel;  // output channels that a packed float weight keeps side by side
@@ -183,6 +220,7 @@ struct Kernels {
                              int64_t from, int64_t to, float* scratch);
   void (*attention_query_backward)(const Edges&, const Attention&, const AttentionGradient&,
                                    int64_t from, int64_t to);
+  const HalfKernels* halves;  // or null
 
   /// Σ_{f ∈ h} a_i w_ij b_j of every edge i ← j of atoms from … to. Shape: dots [n_edges][heads].
   void (*edge_dots)(const Edges&, const PairProducts&, const float* receiver, int64_t receiver_ld,
@@ -244,6 +282,9 @@ const Kernels& avx2_kernels();
 const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
 const Kernels& amx_kernels();
+const HalfKernels& half_kernels();
+/// Null where the processor lacks AVX512-FP16.
+const HalfKernels* find_half_kernels();
 /// Asks the operating system for the tile registers.
 bool amx_permitted();
 

@@ -19,20 +19,29 @@ using Clock = std::chrono::steady_clock;
 const Kernels* measured = nullptr;
 std::atomic<int64_t> spent[kStages];  // in ticks of the clock
 
-/// Member of the table as a function that measures it.
+template <typename Type>
+const Kernels& owner(Type Kernels::*) {
+  return *measured;
+}
+template <typename Type>
+const HalfKernels& owner(Type HalfKernels::*) {
+  return *measured->halves;
+}
+
+/// Member of a table as a function that measures it.
 template <auto Member, Stage At, typename Type>
 struct Timed;
 template <auto Member, Stage At, typename... Arguments>
 struct Timed<Member, At, void (*)(Arguments...)> {
   static void call(Arguments... arguments) {
     const auto begin = Clock::now();
-    (measured->*Member)(arguments...);
+    (owner(Member).*Member)(arguments...);
     spent[At].fetch_add((Clock::now() - begin).count(), std::memory_order_relaxed);
   }
 };
 
-template <auto Member, Stage At>
-void time(Kernels& table) {
+template <auto Member, Stage At, typename Table>
+void time(Table& table) {
   using Type = std::remove_reference_t<decltype(table.*Member)>;
   if (table.*Member != nullptr) table.*Member = Timed<Member, At, Type>::call;
 }
@@ -60,6 +69,14 @@ const Kernels& timed_kernels(const Kernels& kernels) {
   time<&Kernels::attention_backward, kEdgesReverse>(table);
   time<&Kernels::attention_query_backward, kEdgesReverse>(table);
   time<&Kernels::filter_gradients, kEdgesReverse>(table);
+  if (kernels.halves != nullptr) {
+    static HalfKernels halves;
+    halves = *kernels.halves;
+    time<&HalfKernels::filters, kFilters>(halves);
+    time<&HalfKernels::gradients, kEdgesReverse>(halves);
+    time<&HalfKernels::backward, kEdgesReverse>(halves);
+    table.halves = &halves;
+  }
   time<&Kernels::layer_norm, kAtoms>(table);
   time<&Kernels::layer_norm_backward, kAtoms>(table);
   time<&Kernels::heads, kAtoms>(table);

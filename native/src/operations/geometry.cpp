@@ -27,7 +27,7 @@ void eigen(const double matrix[9], double values[3], double axes[9]) {
   for (int sweep = 0; sweep < 30; ++sweep) {
     const double off = a[0][1] * a[0][1] + a[0][2] * a[0][2] + a[1][2] * a[1][2];
     const double diagonal = a[0][0] * a[0][0] + a[1][1] * a[1][1] + a[2][2] * a[2][2];
-    if (!(off > 1e-40 * diagonal)) break;
+    if (!(off > 1e-34 * diagonal)) break;
     for (int p = 0; p < 2; ++p) {
       for (int q = p + 1; q < 3; ++q) {
         if (a[p][q] == 0.0) continue;

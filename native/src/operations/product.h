@@ -57,6 +57,11 @@ class Product {
   std::string forward_arithmetic() const;
   std::string reverse_arithmetic() const;
 
+  /// Whether gradients pass in codes.
+  bool reverse_in_codes() const {
+    return parts_.empty() ? !reverse_.empty() : parts_[0].reverse_in_codes();
+  }
+
   int in() const { return in_; }
   int out() const { return out_; }
 

@@ -80,9 +80,11 @@ class EquivariantTransformer::Evaluation {
   std::vector<State>& states_;
   float* x_;
   float* filters_ = nullptr;
+  uint16_t* half_filters_ = nullptr;
   // Of the reverse pass.
   float *dx_ = nullptr, *d_qkv_ = nullptr, *d_invariants_ = nullptr, *d_sums_ = nullptr;
-  float *d_z_ = nullptr, *edge_gradient_ = nullptr;
+  float *d_z_ = nullptr, *edge_gradient_ = nullptr, *half_scales_ = nullptr;
+  uint16_t* half_gradients_ = nullptr;
   float *d_vectors_[kMaxDegree + 1] = {}, *d_messages_[kMaxDegree + 1] = {};
 };
 
@@ -190,6 +192,40 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
   head_bias_ = tensors.floats("head.norm.bias", {F});
   head_hidden_ = Product(kernels, tensors, "head.hidden", F, F, true, c.elements);
   head_output_ = Product(kernels, tensors, "head.output", F, 1, true, c.elements);
+  if (kernels.halves != nullptr && layers_[0].qkv.reverse_in_codes() &&
+      halves_fit(c.heads, F, C, L)) {
+    narrow_tables();
+  }
+}
+
+void EquivariantTransformer::narrow_tables() {
+  constexpr float kMost = 64.0f;  // of a filter: sums of products stay far from 65,504
+  for (const Layer& layer : layers_) {
+    for (const float value : layer.table) {
+      if (!(std::abs(value) < kMost)) return;
+    }
+  }
+  halves_ = kernels_->halves;
+  for (size_t index = 0; index < layers_.size(); ++index) {
+    Layer& layer = layers_[index];
+    const int64_t wide = table_stride(index == 0), stride = half_stride(index == 0);
+    const int64_t splines = config_.splines;
+    std::vector<float> values(static_cast<size_t>(splines * stride), 0.0f);
+    std::vector<float> differences(values.size(), 0.0f);
+    for (int64_t k = 0; k < splines; ++k) {
+      const float* row = layer.table.data() + k * wide;
+      for (int64_t c = 0; c < std::min(wide, stride); ++c) {
+        const auto at = static_cast<size_t>(k * stride + c);
+        values[at] = row[c];
+        if (k + 1 < splines) differences[at] = row[wide + c] - row[c];
+      }
+    }
+    layer.half_table.resize(values.size());
+    layer.half_differences.resize(values.size());
+    const auto size = static_cast<int64_t>(values.size());
+    halves_->narrow(size, values.data(), layer.half_table.data());
+    halves_->narrow(size, differences.data(), layer.half_differences.data());
+  }
 }
 
 int EquivariantTransformer::table_columns(bool first) const {
@@ -200,6 +236,10 @@ int EquivariantTransformer::table_columns(bool first) const {
 
 int64_t EquivariantTransformer::table_stride(bool first) const {
   return (table_columns(first) + 15) / 16 * 16;
+}
+
+int64_t EquivariantTransformer::half_stride(bool first) const {
+  return (table_columns(first) + 31) / 32 * 32;
 }
 
 Coupling EquivariantTransformer::coupling(const Layer& layer, size_t path) const {
@@ -222,6 +262,9 @@ std::vector<Arithmetic> EquivariantTransformer::arithmetic() const {
     const Layer& layer = layers_[index];
     const std::string at = std::to_string(index);
     add("attention." + at + ".query, key, value", layer.qkv);
+    if (halves_ != nullptr) {
+      rows.push_back({"attention." + at + ".filters and messages", "float32", "16-bit floats"});
+    }
     add("attention." + at + ".output", layer.output);
     for (size_t l = 1; l < layer.mix.size(); ++l) {
       add("update." + at + ".mix." + std::to_string(l), layer.mix[l]);
@@ -357,6 +400,16 @@ void EquivariantTransformer::Evaluation::share_filters(size_t index, bool revers
   const int64_t n = geometry_.edges.n_pairs;
   if (n > kSharedFilters) return;
   Attention& a = states_[index].attention;
+  if (reverse && network_.halves_ != nullptr) {
+    if (half_filters_ == nullptr) {
+      half_filters_ = workspace_.take<uint16_t>(2 * n * network_.half_stride(false));
+    }
+    uint16_t* slopes = half_filters_ + n * a.half_stride;
+    a.half_filters = half_filters_;
+    a.half_slopes = slopes;
+    network_.halves_->filters(geometry_.edges, a, 0, n, half_filters_, slopes);
+    return;
+  }
   if (filters_ == nullptr) filters_ = workspace_.take<float>(2 * n * network_.table_stride(false));
   a.filters = filters_;
   a.slopes = filters_ + n * a.stride;
@@ -391,6 +444,9 @@ void EquivariantTransformer::Evaluation::prepare(size_t index, int64_t begin, in
     a.first = first;
     a.table = layer.table.data();
     a.stride = network_.table_stride(first);
+    a.half_table = layer.half_table.data();
+    a.half_differences = layer.half_differences.data();
+    a.half_stride = network_.half_stride(first);
     a.invariant_ld = first ? F : VW;
     for (int l = 1; l <= L; ++l) a.vectors[l] = first ? nullptr : states_[index - 1].updated[l];
   }
@@ -419,7 +475,7 @@ void EquivariantTransformer::Evaluation::attend(size_t index, int64_t begin, int
   const State& s = states_[index];
   const Attention& a = s.attention;
   const Edges& edges = geometry_.edges;
-  k_.attention(edges, a, begin, end, local.take<float>(edge_scratch(edges.most, a.stride, H)));
+  k_.attention(edges, a, begin, end, local.take<float>(edge_scratch(edges, a)));
   const Product& output = network_.layers_[index].output;
   output.forward(end - begin, species_ + begin, a.invariants + begin * a.invariant_ld,
                  a.invariant_ld, x_ + begin * F, F, true, local,
@@ -514,6 +570,10 @@ const float* EquivariantTransformer::Evaluation::backward() {
     d_vectors_[l] = workspace_.zeros<float>(size);  // nothing reads the last layer's vectors
     d_messages_[l] = workspace_.take<float>(size);
   }
+  if (network_.halves_ != nullptr) {
+    half_gradients_ = workspace_.take<uint16_t>(n_ * half_row(states_[0].attention));
+    half_scales_ = workspace_.take<float>(n_);
+  }
   const size_t layers = network_.layers_.size();
   each_block([&](int64_t begin, int64_t end, Workspace& local) {
     head_backward(begin, end, local);
@@ -525,8 +585,9 @@ const float* EquivariantTransformer::Evaluation::backward() {
     const AttentionGradient g = attention_gradient();
     each_block([&](int64_t begin, int64_t end, Workspace& local) {
       const Edges& edges = geometry_.edges;
-      k_.attention_backward(edges, a, g, begin, end,
-                            local.take<float>(edge_scratch(edges.most, a.stride, H)));
+      const auto reverse =
+          network_.halves_ != nullptr ? network_.halves_->backward : k_.attention_backward;
+      reverse(edges, a, g, begin, end, local.take<float>(edge_scratch(edges, a)));
     });
     if (index == 0) break;  // the embedding does not depend on positions
     each_block([&](int64_t begin, int64_t end, Workspace& local) {
@@ -548,6 +609,8 @@ AttentionGradient EquivariantTransformer::Evaluation::attention_gradient() const
   g.qkv_ld = qkv_width_;
   g.d_z = d_z_;
   g.geometry = edge_gradient_;
+  g.halves = half_gradients_;
+  g.half_scales = half_scales_;
   for (int l = 1; l <= L; ++l) {
     g.messages[l] = d_messages_[l];
     g.vectors[l] = d_vectors_[l];
@@ -640,7 +703,9 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
   const Attention& a = s.attention;
   layer.output.backward(n, dx, F, d_invariants_ + begin * a.invariant_ld, a.invariant_ld, false,
                         local, clips_from(begin, layer.output, s.output_clips));
-  if (c_.softmax) k_.attention_sums_backward(a, attention_gradient(), begin, end);
+  const AttentionGradient g = attention_gradient();
+  if (c_.softmax) k_.attention_sums_backward(a, g, begin, end);
+  if (network_.halves_ != nullptr) network_.halves_->gradients(a, g, begin, end);
 }
 
 void EquivariantTransformer::Evaluation::prepare_backward(size_t index, int64_t begin, int64_t end,

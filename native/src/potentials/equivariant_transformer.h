@@ -48,6 +48,7 @@ class EquivariantTransformer final : public Network {
  private:
   struct Layer {
     std::vector<float> norm_gain, norm_bias, query_factor, table;
+    std::vector<uint16_t> half_table, half_differences;  // where the reverse pass is in halves
     float query_step, key_step;  // that were learned, or 0
     Product qkv, output;
     std::vector<float> update_gain, update_bias;
@@ -65,10 +66,13 @@ class EquivariantTransformer final : public Network {
 
   int table_columns(bool first) const;
   int64_t table_stride(bool first) const;  // columns, padded
+  int64_t half_stride(bool first) const;   // the same of 16-bit floats
+  void narrow_tables();
   Coupling coupling(const Layer& layer, size_t path) const;
 
   TransformerConfig config_;
   const Kernels* kernels_;
+  const HalfKernels* halves_ = nullptr;  // where edges are reversed in 16-bit floats
   EnergyReference reference_;
   std::vector<float> embedding_;
   std::vector<Layer> layers_;

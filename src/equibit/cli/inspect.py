@@ -72,7 +72,7 @@ def _print_arithmetic(console: Console, description: ModelDescription) -> None:
         rows[row] = rows.get(row, 0) + 1
     for (name, forward, reverse), count in rows.items():
         table.add_row(_times(name, count), forward, reverse)
-    table.add_row("filters, attention, norms, gates, sums over neighbours", "float32", "float32")
+    table.add_row("filters, messages, norms, gates, unless named above", "float32", "float32")
     table.add_row("neighbours, distances, harmonics, frames, sums of forces", "float64", "float64")
     console.print(table)
 
