@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from equibit.networks.potential import TorchPotential, energies_and_edge_gradien
 from equibit.structures import DatasetError, ModelError, Structure, StructureError
 from equibit.training.batches import (
     Collator,
+    EpochBatches,
     EpochSampler,
     check_labels,
     fit_scale_shift,
@@ -67,6 +69,62 @@ def test_processes_share_an_epoch_without_overlap(size: int, processes: int) -> 
     assert len(set(seen)) == len(seen)
 
 
+@given(
+    sizes=st.lists(st.integers(min_value=1, max_value=6), min_size=4, max_size=60),
+    batch_size=st.integers(min_value=1, max_value=4),
+    epoch=st.integers(min_value=0, max_value=100),
+)
+def test_batches_hold_structures_of_similar_size(
+    sizes: list[int], batch_size: int, epoch: int
+) -> None:
+    """Sorted by their smallest size, batches do not overlap, and all of them are full."""
+    made = []
+    for _ in range(2):
+        sampler = EpochSampler(len(sizes), seed=5)
+        sampler.set_epoch(epoch)
+        made.append(list(EpochBatches(sampler, batch_size, np.array(sizes))))
+    batches = made[0]
+    assert made[0] == made[1]
+    assert len(batches) == len(sizes) // batch_size
+    assert {len(batch) for batch in batches} == {batch_size}
+    seen = [index for batch in batches for index in batch]
+    assert len(set(seen)) == len(seen)
+    spans = sorted((min(sizes[k] for k in b), max(sizes[k] for k in b)) for b in batches)
+    assert all(one[1] <= other[0] for one, other in pairwise(spans))
+
+
+def test_batches_change_with_the_epoch_and_come_in_no_order_of_size() -> None:
+    sizes = np.repeat([2, 3, 4, 5], 10)
+    sampler = EpochSampler(40, seed=0)
+    epochs = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        epochs.append(list(EpochBatches(sampler, 5, sizes)))
+    assert {tuple(sorted(b)) for b in epochs[0]} != {tuple(sorted(b)) for b in epochs[1]}
+    largest = [max(sizes[b]) for b in epochs[0]]
+    assert largest != sorted(largest)
+
+
+def test_structures_of_one_size_come_in_the_order_of_the_sampler() -> None:
+    sampler = EpochSampler(11, seed=2)
+    sampler.set_epoch(4)
+    batches = list(EpochBatches(sampler, 3, np.full(11, 7)))
+    assert [index for batch in batches for index in batch] == list(sampler)[:9]
+
+
+def test_the_loader_starts_every_epoch_anew() -> None:
+    """Lightning finds the sampler in the loader and tells it the epoch."""
+    loader = training_loader(Collator(mixed(12), tiny_network()), 3, seed=0)
+    assert len(loader) == 4
+    sampler = loader.batch_sampler.sampler  # type: ignore[union-attr]
+    assert isinstance(sampler, EpochSampler)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append([batch.energies.tolist() for batch in loader])
+    assert orders[0] == orders[2] != orders[1]
+
+
 def test_scale_and_shift_recover_the_energies_of_the_elements() -> None:
     """Totals of thousands of eV give back per-element energies to round-off of float64."""
     generator = np.random.default_rng(0)
@@ -86,6 +144,22 @@ def test_scale_and_shift_recover_the_energies_of_the_elements() -> None:
     scale, shift = fit_scale_shift(structures, (1, 6, 8))
     np.testing.assert_allclose(shift, list(energies.values()), rtol=0, atol=1e-9)
     np.testing.assert_allclose(scale, 0.5, rtol=1e-12)
+
+
+def test_without_forces_the_scale_is_what_the_elements_leave_of_an_atom() -> None:
+    """E = Σ_Z n_Z μ_Z ± 0.3 √n leaves 0.3 eV an atom."""
+    generator = np.random.default_rng(1)
+    energies = {1: -13.0, 8: -2041.0}
+    structures = []
+    for k in range(400):
+        numbers = generator.choice([1, 8], generator.integers(2, 9))
+        positions = 3.0 * np.arange(numbers.size)[:, None] * np.eye(3)[0]
+        left = (-1) ** k * 0.3 * numbers.size**0.5
+        energy = sum(energies[int(z)] for z in numbers) + left
+        structures.append(Structure(numbers, positions, energy=energy))
+    scale, shift = fit_scale_shift(structures, (1, 8), forces=False)
+    np.testing.assert_allclose(scale, 0.3, rtol=0.02)
+    np.testing.assert_allclose(shift, list(energies.values()), atol=0.2)
 
 
 def test_one_composition_is_shared_out_and_absent_elements_stay_at_zero() -> None:
@@ -154,6 +228,25 @@ def test_missing_labels_are_named(label: str) -> None:
     structures[1] = replace(structures[1], **{label: None})
     with pytest.raises(DatasetError, match=f"structure 1 has no {label}"):
         Collator(structures, tiny_network())
+
+
+def test_energies_alone_need_no_forces() -> None:
+    structures = [replace(s, forces=None) for s in waters(3)]
+    with pytest.raises(DatasetError, match=r"no forces; .*loss\.forces=0 learns energies alone"):
+        Collator(structures, tiny_network())
+    batch = Collator(structures, tiny_network(), forces=False)(range(3))
+    assert batch.forces is None
+    assert batch.energies.tolist() == [s.energy for s in structures]
+    structures[1] = replace(structures[1], energy=None)
+    with pytest.raises(DatasetError, match="structure 1 has no energy"):
+        Collator(structures, tiny_network(), forces=False)
+
+
+def test_validation_batches_ascend_in_size() -> None:
+    structures = [s for s in mixed(12) if not s.periodic]
+    loader = validation_loader(Collator(structures, tiny_network()), 4)
+    sizes = [size for batch in loader for size in batch.n_atoms.tolist()]
+    assert sizes == sorted(len(s) for s in structures)
 
 
 def test_an_empty_set_is_refused() -> None:

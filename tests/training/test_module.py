@@ -71,6 +71,42 @@ def test_learning_rate_stays_a_share(step: int, warmup: int, total: int, final: 
     assert 0 <= warmup_cosine(step, warmup=warmup, total=total, final=final) <= 1
 
 
+def test_the_loss_of_energies_alone_is_their_weighted_mean() -> None:
+    error = torch.tensor([0.3, -0.1], dtype=torch.float64)
+    for kind, expected in (("mae", 0.5 * 0.2), ("mse", 0.5 * 0.05)):
+        loss = LossConfig(energy=0.5, forces=0.0, kind=kind)  # type: ignore[arg-type]
+        value = energy_force_loss(error, None, torch.tensor([3, 2]), loss)
+        assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_energies_alone_are_learned_without_any_gradient_of_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of labelled structures, too: forces are neither computed nor compared."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("forces were computed")
+
+    monkeypatch.setattr(torch.func, "grad", lambda *_, **__: refuse)
+    structures = waters(4)
+    network = tiny_network(irreps="8x0e+8x1o+8x2e")
+    loss = LossConfig(energy=1.0, forces=0.0)
+    module = ForceField(network, loss, OptimizationConfig(), total_steps=10)
+    logged: dict[str, float] = {}
+    module.log = lambda name, value, **_: logged.update({name: float(value.detach())})  # type: ignore[method-assign]
+    batch = Collator(structures, network, forces=False)(range(4))
+    value = module.training_step(batch, 0)
+    value.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+    module.validation_step(batch, 0)
+    assert set(logged) == {"train_loss", "val_loss", "val_energy_mae_meV"}
+    assert logged["val_energy_mae_meV"] == pytest.approx(1e3 * value.item())
+    with pytest.raises(AssertionError, match="forces were computed"):
+        ForceField(network, LossConfig(), OptimizationConfig(), 10).training_step(
+            Collator(structures, network)(range(4)), 0
+        )
+
+
 @pytest.mark.parametrize("structures", [waters(4), mixed(8)], ids=["dense", "mixed"])
 def test_a_step_moves_every_parameter(structures: list[Structure]) -> None:
     network = tiny_network(irreps="8x0e+8x1o+8x2e")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.networks.test_equivariant_transformer import tiny_network
 from tests.training.toy import config, data_file, label, mixed, tree, waters
 
 import equibit.training.run as run_module
@@ -26,13 +27,17 @@ from equibit.networks.potential import TorchPotential
 from equibit.quantization.convert import freeze_, quantize_
 from equibit.storage import WriteError
 from equibit.structures import ConfigError, DatasetError, FileFormatError, ModelError, Structure
+from equibit.structures.formats.npz import write_npz
+from equibit.structures.packed import PackedStructures
 from equibit.training.checkpoints import ContainerCheckpointIO
-from equibit.training.config import RunConfig, TrainingConfig
+from equibit.training.config import DataConfig, RunConfig, TrainingConfig
 from equibit.training.fit import Fit, fit
 from equibit.training.run import (
     TrainingResult,
     check_folder,
     compile_pays,
+    energy_errors,
+    load_training_structures,
     mixed_sizes,
     plan,
     prepare_network,
@@ -157,6 +162,51 @@ def test_mixed_sizes_and_cells_train(tmp_path: Path) -> None:
     rows = (result.model.parent / "metrics.csv").read_text().splitlines()
     first, last = (float(row.split(",")[2]) for row in (rows[1], rows[-1]))
     assert last < first
+
+
+def test_energies_without_forces_train(tmp_path: Path) -> None:
+    """Molecules of several sizes, one label each; a run that asks for forces says what to do."""
+    bare = [replace(s, forces=None) for s in mixed(60)]
+    data_file(tmp_path, bare)
+    with pytest.raises(DatasetError, match=r"no forces; .*loss\.forces=0"):
+        train(config(tmp_path), progress=False)
+    settings = config(
+        tmp_path, loss__forces=0.0, optimization__epochs=25, optimization__learning_rate=1e-2
+    )
+    assert plan(settings).train == 48
+    result = train(settings, progress=False)
+    assert set(result.metrics) == {"train_loss", "val_loss", "val_energy_mae_meV"}
+    rows = (result.model.parent / "metrics.csv").read_text().splitlines()
+    first, last = (float(row.split(",")[2]) for row in (rows[1], rows[-1]))
+    assert last < 0.6 * first
+
+
+def test_only_the_structures_that_are_wanted_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "waters.npz"
+    parts = {"train": np.arange(48), "validation": np.arange(48, 54), "test": np.arange(54, 60)}
+    write_npz(path, waters(60), splits=parts)
+    built: list[int] = []
+    build = PackedStructures.__getitem__
+    monkeypatch.setattr(
+        PackedStructures, "__getitem__", lambda self, k: (built.append(k), build(self, k))[1]
+    )
+    data = DataConfig(dataset=str(path), train=7, validation=2)
+    train_set, validation, _ = load_training_structures(data)
+    assert (len(train_set), len(validation)) == (7, 2)
+    assert len(built) == 9
+    with pytest.raises(ConfigError, match=r"data\.validation is 7, but the split has only 6"):
+        load_training_structures(data.model_copy(update={"validation": 7}))
+
+
+def test_errors_of_energies_come_in_the_order_of_the_structures() -> None:
+    structures = [s for s in mixed(9) if not s.periodic]
+    network = tiny_network(elements=(1, 8), cutoff=3.0)
+    found = energy_errors(network, structures)
+    alone = [energy_errors(network, [s])[0] for s in structures]
+    np.testing.assert_allclose(found, alone, atol=1e-4)
+    assert np.ptp(found) > 1  # or any order would do
 
 
 def test_so3krates_trains(tmp_path: Path) -> None:
@@ -635,6 +685,20 @@ def test_a_start_at_another_level_keeps_forces_and_moves_energies(
     assert np.mean(errors) == pytest.approx(0, abs=1e-6)
     for one, other in zip(start, parent, strict=True):
         np.testing.assert_allclose(one.forces, other.forces, atol=1e-6)
+
+
+def test_a_start_may_know_more_elements_than_the_data(tmp_path: Path) -> None:
+    """An element without data keeps its energy; data with one that the parent lacks are refused."""
+    network = {"network__elements": [1, 6, 8]}
+    first = train(config(tmp_path, **network), progress=False)
+    parent, _ = load_network(first.model)
+    changed = [replace(s, energy=s.energy + 7.0) for s in waters(12, seed=5)]
+    again = prepare_network(config(tmp_path, start=str(first.model), **network), changed)
+    assert again.energy_shift[1] == parent.energy_shift[1]
+    errors = energy_errors(again, changed)
+    assert np.mean(errors) == pytest.approx(0, abs=1e-4)
+    with pytest.raises(ConfigError, match=r"elements must be \[1, 6, 8\], more than the data"):
+        plan(config(tmp_path, start=str(first.model), run__output=str(tmp_path / "other")))
 
 
 def test_a_started_run_records_its_parent_and_is_finished_once(

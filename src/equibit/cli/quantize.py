@@ -74,11 +74,11 @@ def quantize(
     An interrupted run goes on where it stopped when called again with the same options.
     """
     from equibit.structures.formats import read_structures
-    from equibit.training.config import validated
+    from equibit.training.config import DataConfig, validated
     from equibit.training.distillation import DistillationConfig, distilled_structures
-    from equibit.training.qat import QuantizationConfig
+    from equibit.training.qat import QuantizationConfig, fitting
     from equibit.training.qat import quantize as run_quantize
-    from equibit.training.run import load_parent, load_subsets
+    from equibit.training.run import load_parent, load_training_structures
 
     if (data is None) == (distill is None):
         raise ConfigError(
@@ -101,7 +101,7 @@ def quantize(
     )
     if dry_run:
         load_parent(parent)
-    console = Console()
+    console = Console(stderr=as_json)
     if distill is not None:
         sampling = validated(
             DistillationConfig,
@@ -114,7 +114,12 @@ def quantize(
             return
         train, validation, record = distilled_structures(parent, sampling, output)
     else:
-        train, validation, record = load_subsets(str(data), data_root, split, units)
+        train, validation, record = load_training_structures(
+            DataConfig(dataset=str(data), root=data_root, split=split, units=units)
+        )
+        settings = fitting(settings, train)
+        if settings.loss.energies_alone:
+            console.print(f"{data} has no labels of forces: energies alone are learned")
     if dry_run:
         _show(settings, {**record, "train": len(train), "validation": len(validation)}, as_json)
         return

@@ -75,8 +75,8 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.structures)
 
-    def subset(self, split: str) -> list[Structure]:
-        """The structures of one split, in its order.
+    def subset(self, split: str, limit: int | None = None) -> list[Structure]:
+        """The structures of one split in its order, the first ``limit`` of them if one is given.
 
         Raises:
             DatasetError: there is no such split.
@@ -84,7 +84,7 @@ class Dataset:
         if split not in self.splits:
             names = ", ".join(self.splits) or "none"
             raise DatasetError(f"{self.name} has no split {split!r}; it has {names}")
-        return [self.structures[int(k)] for k in self.splits[split]]
+        return [self.structures[int(k)] for k in self.splits[split][:limit]]
 
     @property
     def elements(self) -> tuple[int, ...]:

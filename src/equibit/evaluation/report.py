@@ -22,7 +22,14 @@ from equibit.evaluation.plots import (
     sparkbars,
 )
 from equibit.evaluation.size import CodeUse, ModelSize, PartSize
-from equibit.evaluation.summary import byte_count, headline_rows, number, ratio, symmetry_rows
+from equibit.evaluation.summary import (
+    byte_count,
+    headline_rows,
+    label_note,
+    number,
+    ratio,
+    symmetry_rows,
+)
 from equibit.storage import atomic_text
 from equibit.structures.errors import EquibitError
 from equibit.structures.structure import FloatArray
@@ -97,6 +104,7 @@ def render_report(evaluation: Evaluation) -> str:
         evaluation=evaluation,
         cards=_cards(evaluation),
         rows=headline_rows(evaluation),
+        label_note=label_note(evaluation),
         symmetry=_symmetry_plot(evaluation),
         symmetry_results=_symmetry_results(evaluation),
         accuracy=_accuracy_plots(evaluation),

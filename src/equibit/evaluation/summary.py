@@ -63,6 +63,18 @@ def ratio(value: float, reference: float) -> str:
     return f"{100 * (change - 1):+.1f} %".replace("-", "−")
 
 
+def label_note(ev: Evaluation) -> str:
+    """What the data lacks, so that nobody looks for figures that cannot be; else empty."""
+    if ev.data.has_energies and ev.data.has_forces:
+        return ""
+    missing = "labels"
+    if ev.data.has_energies:
+        missing = "labels of forces"
+    elif ev.data.has_forces:
+        missing = "labels of energies"
+    return f"The data carries no {missing}; net force, torque and symmetry need none."
+
+
 def headline_rows(ev: Evaluation) -> list[Row]:
     """Errors and conservation of the model, beside its parent."""
 

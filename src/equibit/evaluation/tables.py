@@ -5,7 +5,14 @@ from __future__ import annotations
 from rich.table import Table
 
 from equibit.evaluation.evaluate import Evaluation
-from equibit.evaluation.summary import byte_count, compact, headline_rows, number, symmetry_rows
+from equibit.evaluation.summary import (
+    byte_count,
+    compact,
+    headline_rows,
+    label_note,
+    number,
+    symmetry_rows,
+)
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
@@ -43,6 +50,7 @@ def _accuracy(ev: Evaluation) -> Table:
         label = f"{row.label} ({row.unit})" if row.unit else row.label
         cells = [label, row.model, *([row.parent, row.change] if ev.parent else [])]
         table.add_row(*cells)
+    table.caption, table.caption_justify = label_note(ev) or None, "left"
     return table
 
 

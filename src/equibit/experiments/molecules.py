@@ -24,7 +24,15 @@ from equibit.experiments.ethanol import (
 )
 from equibit.experiments.experiment import Experiment, ExperimentConfig
 from equibit.experiments.published import MACE_RMD17, TABLE_TWO, TABLE_TWO_NETWORKS
-from equibit.experiments.report import NOT_RUN, Claim, Report, Table, Verdict, places_of
+from equibit.experiments.report import (
+    NOT_RUN,
+    Claim,
+    Report,
+    Table,
+    Verdict,
+    judged_at_most,
+    places_of,
+)
 from equibit.experiments.stages import Evaluate, Stage, Train, read_evaluation
 from equibit.quantization.recipes import get_recipe
 
@@ -227,7 +235,7 @@ class TableTwo(_Molecules):
                     source="P1 Table II",
                     published=f"{published[k]:g} {unit}",
                     measured=NOT_RUN if found is None else f"{number(found[k])} {unit}",
-                    verdict=_verdict(None if found is None else found[k], published[k]),
+                    verdict=judged_at_most(None if found is None else found[k], published[k]),
                     why="the papers give ethanol's forces as 2.21 meV/Å, too"
                     if (molecule, what) == ("ethanol", "forces")
                     else "",
@@ -277,14 +285,6 @@ class Rmd17(_Molecules):
             why="theirs were trained on QM9 and show no molecule by itself; ours are trained on "
             "each molecule",
         )
-
-
-def _verdict(measured: float | None, published: float) -> Verdict:
-    if measured is None:
-        return "not run"
-    if measured < published:
-        return "surpassed"
-    return "confirmed" if measured <= 1.02 * published else "not confirmed"
 
 
 def _error(evaluation: Mapping[str, Any], what: str) -> float:

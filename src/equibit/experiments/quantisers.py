@@ -134,8 +134,8 @@ class Quantisers(Variants[VariantsConfig]):
                 "LEE mean, meV/Å": self.cell("lee_mean"),
                 "LEE median, meV/Å": self.cell("lee_median"),
                 "net torque, meV": self.cell("net_torque"),
-                "file, bytes": self._bytes,
-                "quantised layers": self._smaller,
+                "file, bytes": self.file_bytes,
+                "quantised layers": self.smaller,
                 "µs": lambda v: _microseconds(times[v.name]),
                 "speed-up over FP32": lambda v: _speed_up(times[v.name]),
             },
@@ -168,16 +168,6 @@ class Quantisers(Variants[VariantsConfig]):
     def _over_control(self, name: str, variant: Variant) -> str:
         ratio = self.ratio(variant, name, CONTROL_VARIANT)
         return "–" if variant.recipe is None else NOT_RUN if ratio is None else number(ratio)
-
-    def _bytes(self, variant: Variant) -> str:
-        found = self.metric(variant, "file_bytes")
-        return NOT_RUN if found is None else f"{found.mean:,.0f}"
-
-    def _smaller(self, variant: Variant) -> str:
-        found = self.metric(variant, "quantized_ratio")
-        if found is None:
-            return "–" if self.evaluations(variant) else NOT_RUN
-        return f"{number(found.mean, 2)}× smaller"
 
     def claims(self) -> list[Claim]:
         """What the papers say of these, judged by the means over seeds."""

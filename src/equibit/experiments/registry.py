@@ -45,6 +45,14 @@ EXPERIMENTS = {
         "equibit.experiments.molecules:Rmd17",
         "Ten molecules of rMD17, split 1, FP32, W8A8 and W4A8.",
     ),
+    "qm9": Entry(
+        "equibit.experiments.qm9:Qm9",
+        "QM9: energies of molecules at rest, FP32, W8A8 and W4A8.",
+    ),
+    "transfer": Entry(
+        "equibit.experiments.transfer:Transfer",
+        "From QM9 to forces of rMD17 aspirin, beside the same training from scratch.",
+    ),
     "dynamics": Entry(
         "equibit.experiments.dynamics:Dynamics",
         "Drift over a nanosecond, stability at 500 K, force errors of turned structures.",

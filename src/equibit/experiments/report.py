@@ -42,6 +42,15 @@ class Claim(Record):
     why: str = ""
 
 
+def judged_at_most(measured: float | None, published: float) -> Verdict:
+    """Of an error: surpassed below the published figure, confirmed up to 2 % above it."""
+    if measured is None:
+        return "not run"
+    if measured < published:
+        return "surpassed"
+    return "confirmed" if measured <= 1.02 * published else "not confirmed"
+
+
 @dataclass(frozen=True)
 class Table(Record):
     """Attributes:

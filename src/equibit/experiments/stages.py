@@ -166,19 +166,26 @@ class _Run(Stage):
 
 
 class Train(_Run):
-    """An FP32 training."""
+    """An FP32 training; starts afresh when the model it begins with changed.
+
+    Attributes:
+        parent: that makes the model it begins with, if a stage does.
+    """
 
     kind = "train"
 
-    def __init__(self, settings: TrainingConfig, *, like: str = "") -> None:
-        super().__init__(settings.run.output.name, model_of(settings), like=like)
+    def __init__(
+        self, settings: TrainingConfig, *, parent: Train | None = None, like: str = ""
+    ) -> None:
+        needs = () if parent is None else (parent,)
+        super().__init__(settings.run.output.name, model_of(settings), needs=needs, like=like)
         self.settings: TrainingConfig = settings
 
     def epochs(self) -> int:
         return self.settings.optimization.epochs
 
     def run(self, progress: ProgressFactory = no_bars) -> None:
-        train(self.settings)
+        train(self.settings, resume=not parent_changed(self.settings))
 
     def _timed_epoch(self) -> float:
         return _timed_epoch(self.settings, self.settings.run.threads, None)
@@ -232,7 +239,8 @@ def _timed_epoch(settings: TrainingConfig, threads: int, recipe: Any) -> float:
     """Seconds of an uncompiled epoch; compiled ones take about half."""
     structures, _, _ = load_training_structures(settings.data)
     torch.set_num_threads(threads)
-    step = eager_step_seconds(settings, structures, recipe)
+    # What it begins with may not be there yet, and makes no difference to the time.
+    step = eager_step_seconds(settings.model_copy(update={"start": None}), structures, recipe)
     return step * len(structures) / settings.optimization.batch_size
 
 
@@ -459,22 +467,27 @@ def is_finished(settings: TrainingConfig | QuantizationConfig) -> bool:
         ConfigError: the folder holds a run of another configuration.
         ModelError: there is no parent.
     """
-    if isinstance(settings, QuantizationConfig):
-        if parent_changed(settings):
-            return False
-        name: str | None = settings.parent
-    else:
-        name = settings.start
+    if parent_changed(settings):
+        return False
+    name = _begins_with(settings)
     parent = None if name is None else parent_record(name)
     return finished_run(settings, settings.run.output, parent=parent) is not None
 
 
-def parent_changed(settings: QuantizationConfig) -> bool:
+def _begins_with(settings: TrainingConfig | QuantizationConfig) -> str | None:
+    """The model whose weights a run begins with."""
+    return settings.parent if isinstance(settings, QuantizationConfig) else settings.start
+
+
+def parent_changed(settings: TrainingConfig | QuantizationConfig) -> bool:
     """Whether a run began from another version of its parent, and so must start afresh.
 
     A finished run knows the digest of its parent; of an unfinished one the dates decide.
     """
-    folder, parent = settings.run.output, resolve_model(settings.parent)
+    name = _begins_with(settings)
+    if name is None:
+        return False
+    folder, parent = settings.run.output, resolve_model(name)
     try:
         record = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["training"]
         return bool(record["parent"]["sha256"] != file_sha256(parent))

@@ -11,14 +11,20 @@ import torch
 
 from equibit.evaluation.record import Record
 from equibit.networks.base import AtomisticNetwork
-from equibit.networks.potential import energies_and_edge_gradients
 from equibit.quantization.convert import quantize_
 from equibit.quantization.recipes import Recipe
 from equibit.structures import Structure
 from equibit.training.batches import Collator, LabelledBatch
 from equibit.training.config import LossConfig, TrainingConfig
-from equibit.training.module import StepFunction, energy_force_loss
+from equibit.training.module import (
+    StepFunction,
+    energy_force_loss,
+    label_errors,
+    step_function,
+)
 from equibit.training.run import prepare_network
+
+SAMPLED_BATCHES = 4  # of a run whose structures differ in size
 
 
 @dataclass(frozen=True)
@@ -45,24 +51,22 @@ class StepTiming(Record):
 def training_step(
     network: AtomisticNetwork,
     batch: LabelledBatch,
-    step_function: StepFunction = energies_and_edge_gradients,
+    function: StepFunction | None = None,
     loss: LossConfig | None = None,
 ) -> Callable[[], None]:
-    """A function that makes one optimizer step on a batch: loss, double backward, AdamW."""
+    """A function that makes one optimizer step on a batch: loss, backward, AdamW.
+
+    ``function`` is what the loss needs, compiled or not; uncompiled without.
+    """
     settings = LossConfig() if loss is None else loss
+    compute = step_function(settings) if function is None else function
     # A rate of zero leaves the work as it is and the network where it was.
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        atomic, gradients = step_function(network, batch.inputs)
-        graph = batch.inputs.graph
-        energy_force_loss(
-            graph.per_structure(atomic) - batch.energies,
-            graph.forces(gradients) - batch.forces,
-            batch.n_atoms,
-            settings,
-        ).backward()
+        errors = label_errors(network, batch, compute)
+        energy_force_loss(*errors, batch.n_atoms, settings).backward()
         optimizer.step()
 
     return step
@@ -94,14 +98,35 @@ def time_interleaved(
 def eager_step_seconds(
     config: TrainingConfig, structures: Sequence[Structure], recipe: Recipe | None
 ) -> float:
-    """Median seconds of an uncompiled step of a run; compiled ones take about half."""
-    network = prepare_network(config, structures)
+    """Mean seconds of an uncompiled step of a run, its batch made anew; compiled ones take less.
+
+    Structures of several sizes make batches that take unequally long: a few are timed that stand
+    for equal shares of an epoch.
+    """
+    sample = sized_sample(structures, SAMPLED_BATCHES * config.optimization.batch_size)
+    network = prepare_network(config, sample)
     if recipe is not None:
         quantize_(network, recipe)
-    batch_size = min(config.optimization.batch_size, len(structures))
-    batch = Collator(structures[:batch_size], network)(range(batch_size))
-    steps = {"eager": training_step(network, batch, loss=config.loss)}
-    return time_interleaved(steps, batch_size=batch_size, repeats=3)["eager"].median
+    collator = Collator(sample, network, forces=not config.loss.energies_alone)
+    batch_size = min(config.optimization.batch_size, len(sample))
+    order = np.argsort(collator.sizes, kind="stable")
+    batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+
+    def step(indices: Sequence[int]) -> Callable[[], None]:
+        return lambda: training_step(network, collator(indices), loss=config.loss)()
+
+    steps = {str(k): step(indices.tolist()) for k, indices in enumerate(batches)}
+    timings = time_interleaved(steps, batch_size=batch_size, repeats=3)
+    return float(np.mean([timing.median for timing in timings.values()]))
+
+
+def sized_sample(structures: Sequence[Structure], count: int) -> list[Structure]:
+    """At most so many structures, evenly spread over their sizes."""
+    sizes = [len(structure) for structure in structures]
+    order = np.argsort(sizes, kind="stable")
+    if len(order) > count:
+        order = order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)]
+    return [structures[k] for k in order]
 
 
 def _seconds(step: Callable[[], None]) -> float:

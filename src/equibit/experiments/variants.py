@@ -68,7 +68,8 @@ class Variant:
             control.
         words: what it is, for the reader.
         tuning: changes in the fine-tuning.
-        network: changes in the parent's network, as ``key=value``; such a parent is trained anew.
+        network: what sets its parent apart, which is then trained anew: changes in its network, as
+            ``key=value``, unless the experiment reads them otherwise.
     """
 
     name: str
@@ -138,7 +139,7 @@ class Variants(Experiment[Config]):
             f"run.seed={seed}",
             f"data.dataset={config.dataset}",
             f"run.output={self._parent_folder(seed, network)}",
-            *(f"network.{change}" for change in network),
+            *self.changes(seed, network),
         ]
         if config.train is not None:
             own.append(f"data.train={config.train}")
@@ -147,6 +148,10 @@ class Variants(Experiment[Config]):
         if config.threads is not None:
             own.append(f"run.threads={config.threads}")
         return load_config(config.training, own)
+
+    def changes(self, seed: int, network: tuple[str, ...]) -> list[str]:
+        """What sets a parent apart, as changes in the description of its training."""
+        return [f"network.{change}" for change in network]
 
     def parent_model(self, variant: Variant, seed: int) -> Path:
         """The FP32 network that a variant is made from."""
@@ -174,6 +179,7 @@ class Variants(Experiment[Config]):
         return validated(
             QuantizationConfig,
             {
+                "loss": self.training(seed, variant.network).loss,
                 **described,
                 **variant.tuning,
                 "parent": parent,
@@ -291,18 +297,31 @@ class Variants(Experiment[Config]):
 
         return text
 
+    def file_bytes(self, variant: Variant) -> str:
+        """A column: bytes of the model file."""
+        found = self.metric(variant, "file_bytes")
+        return NOT_RUN if found is None else f"{found.mean:,.0f}"
+
+    def smaller(self, variant: Variant) -> str:
+        """A column: how much smaller the quantised layers are."""
+        found = self.metric(variant, "quantized_ratio")
+        if found is None:
+            return "–" if self.evaluations(variant) else NOT_RUN
+        return f"{number(found.mean, 2)}× smaller"
+
     def numbers(self) -> dict[str, dict[str, Any]]:
         """All figures of all variants, for the report's JSON."""
+        return {variant.name: self.figures(variant) for variant in self.variants()}
+
+    def figures(self, variant: Variant) -> dict[str, Any]:
+        """All figures of a variant."""
         return {
-            variant.name: {
-                "words": variant.words,
-                "seeds": sorted(self.evaluations(variant)),
-                **{
-                    name: None if (found := self.metric(variant, name)) is None else found.to_json()
-                    for name in METRICS
-                },
-            }
-            for variant in self.variants()
+            "words": variant.words,
+            "seeds": sorted(self.evaluations(variant)),
+            **{
+                name: None if (found := self.metric(variant, name)) is None else found.to_json()
+                for name in METRICS
+            },
         }
 
 

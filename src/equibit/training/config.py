@@ -9,10 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equibit.networks.registry import AnyNetworkConfig
 from equibit.structures.errors import ConfigError
@@ -81,13 +81,25 @@ class LossConfig(StrictModel):
     """L = w_E·err(E/meV-scale) + w_F·err(F), both in eV.
 
     Attributes:
-        energy, forces: weights of the two terms.
+        energy, forces: weights of the two terms. With ``forces`` 0 energies alone are learned: labels
+            of forces are not needed, and forces are neither computed nor paid for.
         kind: ``mae`` (mean |ΔE| and mean ‖ΔF_i‖) or ``mse``.
     """
 
     energy: float = Field(default=0.05, ge=0)
     forces: float = Field(default=1.0, ge=0)
     kind: Literal["mae", "mse"] = "mae"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.energy == self.forces == 0:
+            raise ValueError("energy and forces both weigh 0: there is nothing to learn")
+        return self
+
+    @property
+    def energies_alone(self) -> bool:
+        """Whether forces have no part in it."""
+        return self.forces == 0
 
 
 class OptimizationConfig(StrictModel):

@@ -11,29 +11,56 @@ import torch
 from torch import Tensor
 
 from equibit.networks.base import AtomisticNetwork
-from equibit.networks.potential import Batch, energies_and_edge_gradients
+from equibit.networks.potential import Batch, atomic_energies, energies_and_edge_gradients
 from equibit.structures import ConfigError
 from equibit.training.batches import LabelledBatch
 from equibit.training.config import LossConfig, OptimizationConfig
 
-StepFunction = Callable[[AtomisticNetwork, Batch], tuple[Tensor, Tensor]]
+StepFunction = Callable[[AtomisticNetwork, Batch], tuple[Tensor, Tensor | None]]
+
+
+def energies_alone(network: AtomisticNetwork, batch: Batch) -> tuple[Tensor, None]:
+    """Atomic energies, and no gradients: nothing is kept for a second differentiation."""
+    return atomic_energies(network, batch, batch.edge_vectors), None
+
+
+def step_function(loss: LossConfig) -> StepFunction:
+    """What a loss needs of a batch: atomic energies, and ∂E/∂r_ij unless energies alone are learned."""
+    return energies_alone if loss.energies_alone else energies_and_edge_gradients
+
+
+def label_errors(
+    network: AtomisticNetwork, batch: LabelledBatch, function: StepFunction
+) -> tuple[Tensor, Tensor | None]:
+    """Energy errors in eV and force errors in eV/Å, or None without gradients or labels of forces.
+
+    Shape: → [structures], [*atoms, 3].
+    """
+    atomic, gradients = function(network, batch.inputs)
+    graph = batch.inputs.graph
+    energy_error = graph.per_structure(atomic) - batch.energies
+    if gradients is None or batch.forces is None:
+        return energy_error, None
+    return energy_error, graph.forces(gradients) - batch.forces
 
 
 def energy_force_loss(
-    energy_error: Tensor, force_error: Tensor, n_atoms: Tensor, loss: LossConfig
+    energy_error: Tensor, force_error: Tensor | None, n_atoms: Tensor, loss: LossConfig
 ) -> Tensor:
     """L = w_E·mean_s e_s + w_F·mean_i f_i with e = |ΔE|, f = ‖ΔF‖ (mae) or squares (mse).
 
-    Shape: energy_error [structures] in eV; force_error [*atoms, 3] in eV/Å, 0 on padding.
+    Shape: energy_error [structures] in eV; force_error [*atoms, 3] in eV/Å, 0 on padding, or None
+    where energies alone are learned.
     """
+    energy = energy_error.abs() if loss.kind == "mae" else energy_error.square()
+    value = loss.energy * energy.mean()
+    if force_error is None:
+        return value
+    per_atom = force_error.square().sum(-1)
     if loss.kind == "mae":
-        energy = energy_error.abs().mean()
         # The floor keeps the norm differentiable where a force is met exactly.
-        per_atom = (force_error.square().sum(-1) + 1e-16).sqrt()
-    else:
-        energy = energy_error.square().mean()
-        per_atom = force_error.square().sum(-1)
-    return loss.energy * energy + loss.forces * per_atom.sum() / n_atoms.sum()
+        per_atom = (per_atom + 1e-16).sqrt()
+    return value + loss.forces * per_atom.sum() / n_atoms.sum()
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, final: float) -> float:
@@ -44,11 +71,11 @@ def warmup_cosine(step: int, *, warmup: int, total: int, final: float) -> float:
 
 
 class ForceField(lightning.LightningModule):
-    """Fits energies and forces of a network.
+    """Fits energies and forces of a network, or its energies alone.
 
     Attributes:
         network: what is trained.
-        step_function: energies and ∂E/∂r_ij of a batch; the compiled one when training compiles.
+        step_function: what the loss needs of a batch; the compiled one when training compiles.
     """
 
     def __init__(
@@ -63,18 +90,10 @@ class ForceField(lightning.LightningModule):
         self.loss = loss
         self.optimization = optimization
         self.total_steps = total_steps
-        self.step_function: StepFunction = energies_and_edge_gradients
-
-    def _errors(self, batch: LabelledBatch, step_function: StepFunction) -> tuple[Tensor, Tensor]:
-        atomic, gradients = step_function(self.network, batch.inputs)
-        graph = batch.inputs.graph
-        return (
-            graph.per_structure(atomic) - batch.energies,
-            graph.forces(gradients) - batch.forces,
-        )
+        self.step_function = step_function(loss)
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        energy_error, force_error = self._errors(batch, self.step_function)
+        energy_error, force_error = label_errors(self.network, batch, self.step_function)
         loss = energy_force_loss(energy_error, force_error, batch.n_atoms, self.loss)
         self.log(
             "train_loss",
@@ -104,14 +123,15 @@ class ForceField(lightning.LightningModule):
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         # Lightning validates under no_grad; forces need a gradient of their own.
-        with torch.enable_grad():
-            energy_error, force_error = self._errors(batch, energies_and_edge_gradients)
-        n_atoms = int(batch.n_atoms.sum())
-        energy_error, force_error = energy_error.detach(), force_error.detach()
-        values = {
-            "val_energy_mae_meV": (1e3 * energy_error.abs().mean(), len(batch.energies)),
-            "val_forces_mae_meV_A": (1e3 * force_error.abs().sum() / (3 * n_atoms), n_atoms),
-        }
+        with torch.set_grad_enabled(not self.loss.energies_alone):
+            errors = label_errors(self.network, batch, step_function(self.loss))
+        energy_error, force_error = (None if e is None else e.detach() for e in errors)
+        assert energy_error is not None
+        values = {"val_energy_mae_meV": (1e3 * energy_error.abs().mean(), len(batch.energies))}
+        if force_error is not None:
+            n_atoms = int(batch.n_atoms.sum())
+            mae = 1e3 * force_error.abs().sum() / (3 * n_atoms)
+            values["val_forces_mae_meV_A"] = (mae, n_atoms)
         for name, (value, weight) in values.items():
             self.log(name, value, batch_size=weight, sync_dist=True)
         loss = energy_force_loss(energy_error, force_error, batch.n_atoms, self.loss)

@@ -46,10 +46,9 @@ class TrainingProgress(lightning.Callback):
         if self._progress is None:
             return
         metrics = trainer.callback_metrics
-        figures = ""
-        if "val_forces_mae_meV_A" in metrics:
-            energy, forces = metrics["val_energy_mae_meV"], metrics["val_forces_mae_meV_A"]
-            figures = f"validation {energy:.2f} meV, {forces:.2f} meV/Å"
+        names = {"val_energy_mae_meV": "meV", "val_forces_mae_meV_A": "meV/Å"}
+        errors = [f"{metrics[name]:.2f} {unit}" for name, unit in names.items() if name in metrics]
+        figures = f"validation {', '.join(errors)}" if errors else ""
         self._progress.update(self._task, completed=trainer.current_epoch + 1, figures=figures)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:

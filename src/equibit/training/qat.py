@@ -55,11 +55,10 @@ from equibit.training.run import (
     MODEL,
     TrainingResult,
     claim_folder,
-    compile_pays,
+    compile_step,
     energy_errors,
     finished_run,
     load_parent,
-    mixed_sizes,
     parent_record,
     refit_shift,
     steps_per_epoch,
@@ -130,6 +129,14 @@ class QuantizationConfig(StrictModel):
         )
 
 
+def fitting(config: QuantizationConfig, structures: Sequence[Structure]) -> QuantizationConfig:
+    """The same for structures none of which has labels of forces: energies alone are learned."""
+    if config.labels == "parent" or any(s.forces is not None for s in structures):
+        return config
+    energies = config.loss.model_copy(update={"energy": config.loss.energy or 1.0, "forces": 0.0})
+    return config.model_copy(update={"loss": energies})
+
+
 def quantize(
     config: QuantizationConfig,
     train: Sequence[Structure],
@@ -167,8 +174,9 @@ def quantize(
         data = {**data, "labels": f"the FP32 parent {parent['name']}"}
     network.train()
     recipe, epochs = config.resolved_recipe, config.tuned_epochs
+    forces = not config.loss.energies_alone
     if recipe is not None:
-        collator = Collator(train[: config.calibration], network)
+        collator = Collator(train[: config.calibration], network, forces=forces)
         everything = range(len(collator.structures))
         if recipe.smoothing is not None:
             batches = [collator(everything).inputs]
@@ -181,17 +189,14 @@ def quantize(
             reconstruct(network, teacher, train, fitting, seed=config.run.seed)
         if epochs > 0:
             refit_shift(network, train)
-    training, held_out = Collator(train, network), Collator(validation, network)
+    training, held_out = (Collator(part, network, forces=forces) for part in (train, validation))
     fitted = Fit(None, {})
     if epochs == 0:
         claim_folder(config, output, resume=resume)
     else:
         total_steps = steps_per_epoch(len(train), config.run, config.batch_size) * epochs
         module = QuantizedForceField(network, config, total_steps)
-        if compile_pays(config.run, train, total_steps * config.batch_size):
-            module.step_function = torch.compile(
-                energies_and_edge_gradients, dynamic=mixed_sizes(train)
-            )
+        compile_step(module, config.run, train, total_steps * config.batch_size)
         checkpoint = claim_folder(config, output, resume=resume)
         fitted = fit(
             module,

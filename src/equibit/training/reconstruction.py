@@ -68,7 +68,7 @@ def reconstruct(
     names = network.blocks()
     if not names:
         raise ModelError(f"{type(network).__name__} does not name its blocks: nothing to fit")
-    collator = Collator(structures[: settings.samples], network)
+    collator = Collator(structures[: settings.samples], network, forces=False)
     size = len(collator.structures)
     starts = range(0, size, settings.batch_size)
     batches = [

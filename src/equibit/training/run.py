@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from equibit.datasets import load_dataset
 from equibit.models import resolve_model
 from equibit.models.files import load_network, save_model
 from equibit.networks.base import AtomisticNetwork
-from equibit.networks.potential import DENSE_LIMIT, TorchPotential, energies_and_edge_gradients
+from equibit.networks.potential import DENSE_LIMIT, TorchPotential
 from equibit.networks.registry import build_network
 from equibit.storage.atomic import atomic_text
 from equibit.storage.checksum import file_sha256
 from equibit.storage.container import read_container
 from equibit.structures import ConfigError, ModelError, Structure
 from equibit.structures.structure import FloatArray
-from equibit.training.batches import Collator, fit_scale_shift
+from equibit.training.batches import Collator, check_labels, fit_scale_shift, fit_shift
 from equibit.training.config import DataConfig, RunConfig, TrainingConfig
 from equibit.training.fit import fit, is_main_process, last_checkpoint, process_grid
 from equibit.training.module import ForceField
@@ -71,29 +71,26 @@ class TrainingResult:
     seconds: float
 
 
-def load_subsets(
-    dataset: str, root: Path | None, split: int, units: str | None
-) -> tuple[list[Structure], list[Structure], dict[str, Any]]:
-    """Training and validation structures and a record of where they come from."""
-    loaded = load_dataset(dataset, root=root, split=split, units=units)
-    record = {"dataset": loaded.name, "labels": loaded.labels, "split": split}
-    return loaded.subset("train"), loaded.subset("validation"), record
-
-
 def load_training_structures(
     data: DataConfig,
 ) -> tuple[list[Structure], list[Structure], dict[str, Any]]:
-    """What a run description asks for, as ``load_subsets`` returns it."""
-    train, validation, record = load_subsets(data.dataset, data.root, data.split, data.units)
-    train = _limited("data.train", train, data.train)
-    validation = _limited("data.validation", validation, data.validation)
+    """Training and validation structures and a record of where they come from.
+
+    Raises:
+        ConfigError: more structures are asked for than a split has.
+        DatasetError: the data cannot be found.
+    """
+    loaded = load_dataset(data.dataset, root=data.root, split=data.split, units=data.units)
+    record = {"dataset": loaded.name, "labels": loaded.labels, "split": data.split}
+    subsets = []
+    for name, limit in (("train", data.train), ("validation", data.validation)):
+        there = len(loaded.splits.get(name, ()))
+        if limit is not None and limit > there:
+            raise ConfigError(f"data.{name} is {limit}, but the split has only {there} structures")
+        # Only those that are wanted are built, which matters where there are a hundred thousand.
+        subsets.append(loaded.subset(name, limit))
+    train, validation = subsets
     return train, validation, record
-
-
-def _limited(key: str, structures: list[Structure], limit: int | None) -> list[Structure]:
-    if limit is not None and limit > len(structures):
-        raise ConfigError(f"{key} is {limit}, but the split has only {len(structures)} structures")
-    return structures[:limit]
 
 
 def check_elements(config: TrainingConfig, structures: Sequence[Structure]) -> None:
@@ -115,7 +112,9 @@ def prepare_network(config: TrainingConfig, train: Sequence[Structure]) -> Atomi
     if config.start is not None:
         return _continued(config, config.start, train)
     network = build_network(config.network)
-    network.set_scale_shift(*fit_scale_shift(train, config.network.elements))
+    forces = not config.loss.energies_alone
+    check_labels(train, forces=forces)
+    network.set_scale_shift(*fit_scale_shift(train, config.network.elements, forces=forces))
     return network
 
 
@@ -142,9 +141,12 @@ def _continued(config: TrainingConfig, start: str, train: Sequence[Structure]) -
     own, wanted = network.config.model_dump(), config.network.model_dump()
     differing = [key for key in wanted if own.get(key) != wanted[key]]
     if differing:
+        advice = "copy its settings, which `equibit inspect` prints"
+        if "elements" in differing:
+            advice += f"; network.elements must be {list(network.config.elements)}, more than the "
+            advice += "data hold does no harm"
         raise ConfigError(
-            f"start: {start} is another network ({', '.join(differing)} differ); copy its "
-            "settings, which `equibit inspect` prints"
+            f"start: {start} is another network ({', '.join(differing)} differ); {advice}"
         )
     refit_shift(network, train)
     return network.train()
@@ -155,11 +157,8 @@ def refit_shift(network: AtomisticNetwork, structures: Sequence[Structure]) -> N
 
     μ_Z += argmin_δ Σ_s (E_s − E(s) − Σ_Z n_sZ δ_Z)²
     """
-    residuals = [
-        replace(structure, energy=error)
-        for structure, error in zip(structures, energy_errors(network, structures), strict=True)
-    ]
-    _, change = fit_scale_shift(residuals, network.config.elements)
+    errors = energy_errors(network, structures)
+    change, _ = fit_shift(structures, errors, network.config.elements)
     shift = network.energy_shift + network.energy_shift.new_tensor(change)
     network.set_scale_shift(network.energy_scale.tolist(), shift.tolist())
 
@@ -168,12 +167,15 @@ def energy_errors(network: AtomisticNetwork, structures: Sequence[Structure]) ->
     """Label minus prediction in eV, of a network that stays as it is. Shape: [structures]."""
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     training = network.training
-    predictions = TorchPotential(network).compute(structures, forces=False)
+    # Those of one size together, or batches would be padded to the largest.
+    order = np.argsort([len(structure) for structure in structures], kind="stable")
+    predictions = TorchPotential(network).compute([structures[k] for k in order], forces=False)
     for weight in trainable:
         weight.requires_grad_(True)
     network.train(training)
-    labels = np.array([structure.energy for structure in structures], dtype=np.float64)
-    return labels - np.array([prediction.energy for prediction in predictions])
+    errors = np.array([structure.energy for structure in structures], dtype=np.float64)
+    errors[order] -= [prediction.energy for prediction in predictions]
+    return errors
 
 
 def plan(config: TrainingConfig) -> TrainingPlan:
@@ -221,17 +223,16 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
     train_set, validation_set, record = load_training_structures(config.data)
     check_elements(config, [*train_set, *validation_set])
     network = prepare_network(config, train_set)
-    training, validation = Collator(train_set, network), Collator(validation_set, network)
+    forces = not config.loss.energies_alone
+    training = Collator(train_set, network, forces=forces)
+    validation = Collator(validation_set, network, forces=forces)
     optimization = config.optimization
     total_steps = (
         steps_per_epoch(len(train_set), config.run, optimization.batch_size) * optimization.epochs
     )
     checkpoint = claim_folder(config, output, resume=resume)
     module = ForceField(network, config.loss, optimization, total_steps)
-    if compile_pays(config.run, train_set, total_steps * optimization.batch_size):
-        module.step_function = torch.compile(
-            energies_and_edge_gradients, dynamic=mixed_sizes(train_set)
-        )
+    compile_step(module, config.run, train_set, total_steps * optimization.batch_size)
     fitted = fit(
         module,
         training,
@@ -295,6 +296,14 @@ def compile_pays(run: RunConfig, structures: Sequence[Structure], work: int) -> 
     if run.compile == "auto":
         return not mixed_sizes(structures) and work >= COMPILE_PAYS_AFTER
     return run.compile == "on"
+
+
+def compile_step(
+    module: ForceField, run: RunConfig, structures: Sequence[Structure], work: int
+) -> None:
+    """Let a module compute in compiled code where that pays for ``work`` structures to come."""
+    if compile_pays(run, structures, work):
+        module.step_function = torch.compile(module.step_function, dynamic=mixed_sizes(structures))
 
 
 def describe(config: BaseModel) -> dict[str, Any]:
