@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.potential_contract import PotentialContract
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from equibit.networks.context import Context
 from equibit.networks.equivariant_transformer import (
@@ -249,3 +250,15 @@ def test_casting_leaves_the_energy_reference_in_float64() -> None:
     assert network.energy_shift.dtype == torch.float64
     assert network.energy_shift[1].item() == -1029.12345678901
     assert network.dtype == torch.float32
+
+
+def test_products_are_compiled_once_for_all_sizes() -> None:
+    """Molecules of all sizes share compiled code; a contraction of three would fix the size."""
+    products = ChannelProducts([1, 2], channels=3)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(products, backend=counter, dynamic=True)
+    for size in (5, 6, 9):
+        u, t = ({k: torch.randn(2, size, 2 * k + 1, 3) for k in (1, 2)} for _ in range(2))
+        for degree, value in products(u, t).items():
+            torch.testing.assert_close(compiled(u, t)[degree], value)
+    assert counter.frame_count == 1

@@ -8,14 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from tests.training.toy import config, mixed, tree, waters
+from tests.training.toy import config, label, mixed, tree, waters
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from equibit.models.files import load_network
 from equibit.networks.potential import energies_and_edge_gradients
+from equibit.quantization.convert import calibrate, quantize_
+from equibit.structures import Structure
+from equibit.training.batches import Collator
 from equibit.training.checkpoints import ContainerCheckpointIO
+from equibit.training.module import StepFunction, energies_alone
 from equibit.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -101,8 +107,6 @@ def test_the_command_under_torchrun_prints_once(tmp_path: Path) -> None:
 def test_compiled_steps_equal_eager_ones(structures: str) -> None:
     from tests.networks.test_equivariant_transformer import tiny_network
 
-    from equibit.training.batches import Collator
-
     network = tiny_network(elements=(1, 8), layers=1)
     data = waters(6) if structures == "one molecule" else mixed(8)
     compiled = torch.compile(energies_and_edge_gradients, dynamic=structures == "mixed")
@@ -118,6 +122,43 @@ def test_compiled_steps_equal_eager_ones(structures: str) -> None:
         results.append((energies.detach(), gradients.detach(), *grads))
     for eager, other in zip(*results, strict=True):
         torch.testing.assert_close(other, eager, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("recipe", [None, "w8a8"])
+@pytest.mark.parametrize("function", [energies_alone, energies_and_edge_gradients])
+def test_molecules_of_all_sizes_share_what_is_compiled(
+    function: StepFunction, recipe: str | None
+) -> None:
+    """What is compiled for one size of molecule serves every other, degree 2 included."""
+    from tests.networks.test_equivariant_transformer import tiny_network
+
+    network = tiny_network(elements=(1, 8), irreps="8x0e+8x1o+8x2e", axial_messages=True, layers=2)
+    if recipe is not None:
+        quantize_(network, recipe)
+        calibrate(network, [Collator(chains(5, 4), network)(range(4)).inputs])
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(function, backend=counter, dynamic=True)
+    for size in (5, 6, 9):
+        batch = Collator(chains(size, 4), network)(range(4)).inputs
+        expected, _ = function(network, batch)
+        torch.testing.assert_close(compiled(network, batch)[0], expected, rtol=1e-5, atol=1e-6)
+    assert counter.frame_count == 1
+
+
+def chains(n_atoms: int, count: int) -> list[Structure]:
+    """Bent chains of hydrogen and oxygen."""
+    generator = np.random.default_rng(n_atoms)
+    line = np.stack([np.arange(n_atoms), np.arange(n_atoms) % 2, np.arange(n_atoms) % 3], 1)
+    return label(
+        [
+            Structure(
+                np.tile([8, 1], n_atoms)[:n_atoms],
+                line + 0.05 * generator.standard_normal((n_atoms, 3)),
+            )
+            for _ in range(count)
+        ]
+    )
 
 
 def test_a_compiled_run_follows_the_eager_one(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ class ChannelProducts(nn.Module):
         for path, weight in zip(self.paths, self.weight, strict=True):
             l1, l2, l3 = path
             coupling = getattr(self, _coupling_name(path)).to(weight.dtype)
-            product = weight * torch.einsum("mnk,...mc,...nc->...kc", coupling, u[l1], t[l2])
+            pairs = (u[l1].unsqueeze(-2) * t[l2].unsqueeze(-3)).flatten(-3, -2)
+            product = weight * (coupling.flatten(0, 1).T @ pairs)
             products[l3] = products[l3] + product if l3 in products else product
         return products
 

@@ -91,6 +91,7 @@ def wigner_d(degree: int, rotations: Tensor) -> Tensor:
     first = rotations[..., order, :][..., :, order]
     result = first
     for current in range(2, degree + 1):
-        coupling = clebsch_gordan(1, current - 1, current).to(rotations)
-        result = torch.einsum("abk,...ac,...bd,cdl->...kl", coupling, first, result, coupling)
+        coupling = clebsch_gordan(1, current - 1, current).to(rotations).flatten(0, 1)
+        pairs = first[..., :, None, :, None] * result[..., None, :, None, :]
+        result = coupling.T @ pairs.flatten(-4, -3).flatten(-2) @ coupling
     return result
