@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         shutil.copy(model, tmp_path)
     write_structures(tmp_path / "data.xyz", labelled(MorsePotential(depth=1.01), 12))
     return tmp_path
+
+
+def test_data_without_forces(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Energies are judged, and what is missing is said, on the terminal and in the report."""
+    pytest.importorskip("jinja2")
+    bare = [replace(s, forces=None) for s in labelled(MorsePotential(depth=1.01), 6)]
+    write_structures(folder / "bare.xyz", bare)
+    command = ["evaluate", "w4a8.safetensors", "bare.xyz", "--parent", "fp32.safetensors"]
+    options = ["--subset", "all", "--rotations", "1", "--no-latency", "--output", "out"]
+    assert main([*command, *options]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "carries no labels of forces" in shown
+    assert "Energy MAE" in shown
+    assert "Force MAE" not in shown
+    assert "Local equivariance error" in shown
+    assert "carries no labels of forces" in (folder / "out" / "report.html").read_text()
+    result = json.loads((folder / "out" / "evaluation.json").read_text())
+    assert result["model"]["errors"]["forces"] is None
+    assert result["model"]["errors"]["energy"]["mae"] > 0
 
 
 def test_writes_tables_json_and_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.networks.test_equivariant_transformer import tiny_network
 from tests.training.test_run import stop_after
 from tests.training.toy import data_file, waters
@@ -56,6 +58,19 @@ def test_fine_tuning_reports_json(parent: str, data: str, output: Path, capsys: 
     header = load_network(output)[1]
     assert header["training"]["recipe"] == "w8a8"
     assert header["training"]["dataset"] == "water"
+
+
+def test_data_without_forces(parent: str, tmp_path: Path, output: Path, capsys: Capture) -> None:
+    path = tmp_path / "bare.xyz"
+    write_structures(path, [replace(s, forces=None) for s in waters(30)])
+    command = ["quantize", parent, "--data", str(path), "-o", str(output), "--epochs", "1"]
+    assert main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)
+    assert figures["val_energy_mae_meV"] > 0
+    assert "val_forces_mae_meV_A" not in figures
+    assert "no labels of forces: energies alone are learned" in captured.err.replace("\n", " ")
+    assert yaml.safe_load((output / "config.yaml").read_text())["loss"]["forces"] == 0
 
 
 def test_the_control(parent: str, data: str, output: Path, capsys: Capture) -> None:

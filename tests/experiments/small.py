@@ -75,3 +75,20 @@ def small_rmd17(root: Path, n_train: int = 40, n_test: int = 10, molecule: str =
         md17_forces_split01=1.01 * forces,
     )
     return root
+
+
+def small_qm9(root: Path, count: int = 50) -> Path:
+    """A folder of data sets with a QM9 file of that many waters and hydroxyls, without forces."""
+    structures = small_structures(count)
+    sizes = [3 if k % 2 else 2 for k in range(count)]
+    pairs = list(zip(structures, sizes, strict=True))
+    folder = root / "qm9"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        folder / "qm9_chno.npz",
+        n_atoms=np.array(sizes),
+        z=np.concatenate([s.numbers[:n] for s, n in pairs]),
+        pos=np.concatenate([s.positions[:n] for s, n in pairs]),
+        e_elec_b3lyp_ha=np.array([(s.energy or 0.0) / 27.2 - 75.0 - 0.6 * n for s, n in pairs]),
+    )
+    return root

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.networks.test_equivariant_transformer import tiny_network
-from tests.training.toy import waters
+from tests.training.toy import mixed, waters
 
 import equibit.training.qat as qat_module
 from equibit.evaluation.equivariance import haar_rotations
@@ -31,7 +31,7 @@ from equibit.quantization.convert import (
 from equibit.quantization.published import MovingRangeQuantizer, PACTQuantizer
 from equibit.quantization.quantizers import ScalarQuantizer
 from equibit.quantization.recipes import Recipe, WeightSpec, get_recipe
-from equibit.structures import ConfigError, ModelError
+from equibit.structures import ConfigError, DatasetError, ModelError
 from equibit.training.batches import Collator
 from equibit.training.config import RunConfig
 from equibit.training.fit import Fit, fit
@@ -40,6 +40,7 @@ from equibit.training.qat import (
     QuantizationConfig,
     QuantizedForceField,
     equivariance_loss,
+    fitting,
     gradient_only_to,
     quantize,
     random_rotations,
@@ -88,6 +89,34 @@ def test_a_parent_becomes_a_frozen_low_bit_model(trained: TrainingResult, tmp_pa
     spread = np.mean([np.abs(p.forces).mean() for p in parent])
     change = np.mean([np.abs(p.forces - c.forces) for p, c in zip(parent, child, strict=True)])
     assert 0 < change < 0.4 * spread
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", CONTROL])
+def test_energies_alone_are_fine_tuned(
+    trained: TrainingResult, tmp_path: Path, recipe: str
+) -> None:
+    """Structures without labels of forces, of several sizes."""
+    bare, held_out = ([replace(s, forces=None) for s in mixed(count, seed=3)] for count in (24, 8))
+    asked = settings(trained, tmp_path, recipe=recipe)
+    with pytest.raises(DatasetError, match=r"no forces; .*loss\.forces=0"):
+        quantize(asked, bare, held_out, data=DATA, progress=False)
+    config = fitting(asked, bare)
+    assert config.loss.energies_alone
+    assert (config.loss.energy, config.loss.kind) == (asked.loss.energy, asked.loss.kind)
+    result = quantize(config, bare, held_out, data=DATA, progress=False)
+    assert set(result.metrics) == {"train_loss", "val_loss", "val_energy_mae_meV"}
+    found = load_potential(result.model).compute(bare)
+    errors = [p.energy - s.energy for p, s in zip(found, bare, strict=True)]
+    assert np.mean(errors) == pytest.approx(0, abs=1e-4)
+
+
+def test_forces_are_learned_where_there_are_any(trained: TrainingResult, tmp_path: Path) -> None:
+    config = settings(trained, tmp_path)
+    assert fitting(config, TRAIN) == config
+    bare = [replace(s, forces=None) for s in TRAIN]
+    assert fitting(config, [*bare, TRAIN[0]]) == config, "one without forces is a mistake to name"
+    by_parent = settings(trained, tmp_path, labels="parent")
+    assert fitting(by_parent, bare) == by_parent, "the parent labels them"
 
 
 def test_the_figures_are_those_of_the_written_model(
