@@ -123,6 +123,8 @@ def test_the_loader_starts_every_epoch_anew() -> None:
         sampler.set_epoch(epoch)
         orders.append([batch.energies.tolist() for batch in loader])
     assert orders[0] == orders[2] != orders[1]
+    other = training_loader(Collator(mixed(12), tiny_network()), 3, seed=1)
+    assert [batch.energies.tolist() for batch in other] != orders[0]
 
 
 def test_scale_and_shift_recover_the_energies_of_the_elements() -> None:

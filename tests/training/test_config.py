@@ -147,3 +147,10 @@ def test_shipped_examples_are_valid() -> None:
     assert examples
     for example in examples:
         assert load_config(example).optimization.epochs >= 1
+
+
+def test_a_loss_with_nothing_to_learn_is_refused(path: Path) -> None:
+    assert load_config(path, ["loss.forces=0"]).loss.energies_alone
+    assert not load_config(path, ["loss.energy=0"]).loss.energies_alone
+    with pytest.raises(ConfigError, match="there is nothing to learn"):
+        load_config(path, ["loss.energy=0", "loss.forces=0"])

@@ -119,7 +119,9 @@ def quantize(
         )
         settings = fitting(settings, train)
         if settings.loss.energies_alone:
-            console.print(f"{data} has no labels of forces: energies alone are learned")
+            console.print(
+                f"{data} has no labels of forces: energies alone are learned", soft_wrap=True
+            )
     if dry_run:
         _show(settings, {**record, "train": len(train), "validation": len(validation)}, as_json)
         return
