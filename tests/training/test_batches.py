@@ -112,6 +112,14 @@ def test_structures_of_one_size_come_in_the_order_of_the_sampler() -> None:
     assert [index for batch in batches for index in batch] == list(sampler)[:9]
 
 
+def test_the_epoch_counts_that_is_known_when_the_first_batch_is_drawn() -> None:
+    """A resumed run makes the iterator first."""
+    sampler = EpochSampler(20, seed=0)
+    begun = iter(EpochBatches(sampler, 4, np.arange(20)))
+    sampler.set_epoch(3)
+    assert list(begun) == list(EpochBatches(sampler, 4, np.arange(20)))
+
+
 def test_the_loader_starts_every_epoch_anew() -> None:
     """Lightning finds the sampler in the loader and tells it the epoch."""
     loader = training_loader(Collator(mixed(12), tiny_network()), 3, seed=0)

@@ -81,6 +81,7 @@ class EpochBatches(Sampler[list[int]]):
         return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator: a resumed run makes the iterator before it knows its epoch.
         order = np.fromiter(self.sampler, dtype=np.int64)[: len(self) * self.batch_size]
         turns = np.arange(len(self))
         if np.ptp(self.sizes) > 0:
@@ -89,8 +90,7 @@ class EpochBatches(Sampler[list[int]]):
             turns = np.random.default_rng((self.sampler.seed, self.sampler.epoch, 1)).permutation(
                 len(self)
             )
-        batches = order.reshape(len(self), self.batch_size)
-        return iter(batches[turns].tolist())
+        yield from order.reshape(len(self), self.batch_size)[turns].tolist()
 
 
 class Collator:
