@@ -180,6 +180,7 @@ class Qm9(Variants[Qm9Config]):
             for words, value, style in (("FP32", 8.5, "--"), ("INT8", 8.9, ":")):
                 bars.axhline(value, color="0.3", ls=style, lw=1, label=f"paper 1, {words}")
                 curves.axhline(value, color="0.3", ls=style, lw=1)
+            bars.margins(y=0.25)  # room for the legend
             bars.legend(fontsize="x-small")
         if curves.get_legend_handles_labels()[0]:
             curves.legend(fontsize="x-small")

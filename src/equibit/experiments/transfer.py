@@ -189,6 +189,7 @@ class Transfer(Variants[TransferConfig]):
         if not self.config.quick:
             for words, value, style in (("FP32", 35.0, "--"), ("quantised", 37.0, ":")):
                 bars.axhline(value, color="0.3", ls=style, lw=1, label=f"paper 1, {words}")
+        bars.margins(y=0.25)  # room for the legend
         bars.legend(fontsize="x-small")
         if curves.get_legend_handles_labels()[0]:
             curves.legend(fontsize="x-small")
