@@ -88,6 +88,13 @@ class EdgeCase {
     for (int l = 1; l <= s.degree; ++l) {
       weight_vectors.push_back(random(kAtoms * (2 * l + 1) * s.channels));
     }
+    // Of sizes that differ from atom to atom, as those of gradients do.
+    const auto shrink = [&](std::vector<float>& rows) {
+      const size_t width = rows.size() / kAtoms;
+      for (size_t k = 0; k < rows.size(); ++k) rows[k] *= k / width % 2 == 0 ? 1.0f : 0.2f;
+    };
+    shrink(weight_invariants);
+    for (auto& rows : weight_vectors) shrink(rows);
   }
 
   int vectors_input(int l) const { return 2 + l; }
