@@ -17,11 +17,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from equibit.models.files import load_network
 from equibit.networks.potential import energies_and_edge_gradients
-from equibit.quantization.convert import calibrate, quantize_
 from equibit.structures import Structure
 from equibit.training.batches import Collator
 from equibit.training.checkpoints import ContainerCheckpointIO
-from equibit.training.module import StepFunction, energies_alone
+from equibit.training.module import energies_alone
 from equibit.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -124,24 +123,17 @@ def test_compiled_steps_equal_eager_ones(structures: str) -> None:
         torch.testing.assert_close(other, eager, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("recipe", [None, "w8a8"])
-@pytest.mark.parametrize("function", [energies_alone, energies_and_edge_gradients])
-def test_molecules_of_all_sizes_share_what_is_compiled(
-    function: StepFunction, recipe: str | None
-) -> None:
-    """What is compiled for one size of molecule serves every other, degree 2 included."""
+def test_molecules_of_all_sizes_share_what_is_compiled() -> None:
+    """Energies alone, FP32: what is compiled for one size serves every other, degree 2 included."""
     from tests.networks.test_equivariant_transformer import tiny_network
 
     network = tiny_network(elements=(1, 8), irreps="8x0e+8x1o+8x2e", axial_messages=True, layers=2)
-    if recipe is not None:
-        quantize_(network, recipe)
-        calibrate(network, [Collator(chains(6, 4), network)(range(4)).inputs])
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(function, backend=counter, dynamic=True)
+    compiled = torch.compile(energies_alone, backend=counter, dynamic=True)
     for size in (6, 7, 9):
         batch = Collator(chains(size, 4), network)(range(4)).inputs
-        expected, _ = function(network, batch)
+        expected, _ = energies_alone(network, batch)
         torch.testing.assert_close(compiled(network, batch)[0], expected, rtol=1e-5, atol=1e-6)
     assert counter.frame_count == 1
 
