@@ -121,6 +121,7 @@ def as_markdown(targets: dict[str, Any]) -> str:
         "# Fuzzing",
         "",
         "No crash, no hang, no NaN, no error that was not promised, in the last run of each target.",
+        "A run that was stopped early has fewer cases than its command asks for.",
         "",
         "| command | cases | seconds | date | commit | CPU |",
         "|---|---:|---:|---|---|---|",
