@@ -36,6 +36,18 @@ LAYERS = [
 LIGHT = ["", "structures", "storage", "datasets", "engine", "dynamics", "interfaces", "cli.main"]
 
 
+def output_of(program: str) -> str:
+    """What a fresh interpreter prints that runs a program, which has to succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("light", LIGHT)
 def test_light_packages_import_no_heavy_library(light: str) -> None:
     module = "equibit" + (f".{light}" if light else "")
@@ -44,13 +56,7 @@ def test_light_packages_import_no_heavy_library(light: str) -> None:
         "heavy = {'torch', 'e3nn', 'lightning', 'matplotlib', 'pyscf', 'tblite'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-    )
-    assert done.returncode == 0, done.stderr
+    output_of(program)
 
 
 def test_the_calculator_costs_little_more_to_import_than_numpy() -> None:
@@ -71,14 +77,7 @@ def test_the_calculator_costs_little_more_to_import_than_numpy() -> None:
     )
     ratios = []
     for _ in range(5):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        )
-        assert done.returncode == 0, done.stderr
-        ratio, *imported = done.stdout.split()
+        ratio, *imported = output_of(program).split()
         assert not imported
         ratios.append(float(ratio))
     assert min(ratios) < 0.7, ratios
