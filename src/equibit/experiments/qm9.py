@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,8 +75,8 @@ class Qm9(Variants[Qm9Config]):
                         "what": lambda v: v.words,
                         "energy MAE, meV": cell("energy_mae"),
                         "energy RMSE, meV": cell("energy_rmse"),
-                        "over FP32": self._over(FP32),
-                        "over control": self._over(CONTROL_VARIANT),
+                        "over FP32": lambda v: self.over(v, "energy_mae", FP32),
+                        "over control": lambda v: self.over(v, "energy_mae", CONTROL_VARIANT),
                         "LEE mean, meV/Å": cell("lee_mean"),
                         "LEE median, meV/Å": cell("lee_median"),
                         "net torque, meV": cell("net_torque"),
@@ -120,17 +120,6 @@ class Qm9(Variants[Qm9Config]):
             f"{self.tuning(CONTROL_VARIANT, 0).epochs} epochs of fine-tuning of the control and each "
             "low-bit form."
         )
-
-    def _over(self, other: Variant) -> Callable[[Variant], str]:
-        """A column: the energy error over that of another form."""
-
-        def text(variant: Variant) -> str:
-            if variant.name == other.name:
-                return "–"
-            ratio = self.ratio(variant, "energy_mae", other)
-            return NOT_RUN if ratio is None else number(ratio)
-
-        return text
 
     def claims(self) -> list[Claim]:
         """What the papers say of QM9, and our targets, judged by the means over seeds."""

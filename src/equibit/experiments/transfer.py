@@ -102,8 +102,10 @@ class Transfer(Variants[TransferConfig]):
                         "what": lambda v: v.words,
                         "energy MAE, meV": cell("energy_mae"),
                         "force MAE, meV/Å": cell("forces_mae"),
-                        "forces over FP32": lambda v: self._over(v, _fp32(*v.network)),
-                        "forces over from scratch": lambda v: self._over(v, _same(v, SCRATCH)),
+                        "forces over FP32": lambda v: self.over(v, "forces_mae", _fp32(*v.network)),
+                        "forces over from scratch": lambda v: self.over(
+                            v, "forces_mae", _same(v, SCRATCH)
+                        ),
                         "LEE mean, meV/Å": cell("lee_mean"),
                         "LEE median, meV/Å": cell("lee_median"),
                     },
@@ -128,12 +130,6 @@ class Transfer(Variants[TransferConfig]):
             f"{self.tuning(self.known()[0], 0).epochs} epochs of fine-tuning of each control and "
             "low-bit form."
         )
-
-    def _over(self, variant: Variant, other: Variant) -> str:
-        if variant.name == other.name:
-            return "–"
-        ratio = self.ratio(variant, "forces_mae", other)
-        return NOT_RUN if ratio is None else number(ratio)
 
     def claims(self) -> list[Claim]:
         """What paper 1 says of aspirin, judged by the means over seeds."""

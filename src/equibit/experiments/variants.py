@@ -266,6 +266,13 @@ class Variants(Experiment[Config]):
         ratios = [mine.values[seed] / theirs.values[seed] for seed in shared]
         return sum(ratios) / len(ratios) if ratios else None
 
+    def over(self, variant: Variant, metric: str, other: Variant) -> str:
+        """A cell: the ratio to another form, which has none to itself."""
+        if variant.name == other.name:
+            return "–"
+        ratio = self.ratio(variant, metric, other)
+        return NOT_RUN if ratio is None else number(ratio)
+
     def places(self) -> dict[str, list[Any]]:
         """Where the figures were measured."""
         return places_of(
