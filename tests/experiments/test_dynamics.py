@@ -20,8 +20,10 @@ from equibit.experiments.dynamics import (
     rotated_force_errors,
     walk_width,
 )
-from equibit.structures import ConfigError, Structure
+from equibit.structures import ConfigError, ModelError, Structure
 from equibit.structures.potential import PotentialInfo, Prediction
+
+W8A8 = Path(__file__).parents[1] / "engine" / "data" / "ethanol-w8a8-v1.safetensors"
 
 
 class Biased:
@@ -98,36 +100,36 @@ def test_contenders_are_checked() -> None:
         Dynamics.configured(variants="fp32,w4a8+fp32")
     with pytest.raises(ConfigError, match="steps"):
         Dynamics.configured(steps=150)
+    with pytest.raises(ModelError, match="w4a9"):
+        Dynamics.configured(variants="w4a9").stages()
 
 
 @pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
-def test_from_runs_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from equibit.datasets import load_dataset
-    from equibit.experiments import dynamics
-
-    shipped = load_dataset("ethanol-pbe").subset("test")
-    monkeypatch.setattr(dynamics, "held_out_structures", lambda *_: shipped)
+def test_any_models_from_runs_to_report(tmp_path: Path) -> None:
     given = {
-        "variants": "fp32,w4a8+fp32/4",
+        "variants": f"ethanol-fp32,{W8A8}+ethanol-fp32/4",
+        "labelled": "ethanol-pbe",
         "runs": tmp_path / "runs",
         "results": tmp_path / "results",
     }
     experiment = Dynamics.configured(quick=True, **given)
     names = [stage.name for stage in experiment.stages()]
-    assert names == ["nve fp32", "stability fp32", "rotation fp32", "nve w4a8+fp32/4"]
+    alone = [f"{kind} ethanol-fp32" for kind in ("nve", "stability", "rotation")]
+    pair = f"{W8A8}+ethanol-fp32/4"
+    assert names == [*alone, f"nve {pair}"]
     first = experiment.stages()[0]
     assert 0 < (first.seconds_foreseen(trial=True) or 0) < 600
     experiment.run()
     report = json.loads((tmp_path / "results.json").read_text())
     assert report["missing"] == []
-    fp32 = report["data"]["nve fp32"]["row"]
+    fp32 = report["data"]["nve ethanol-fp32"]["row"]
     assert len(fp32["slopes"]) == 2
     assert abs(fp32["mean"]) < 1
-    assert report["data"]["stability fp32"]["row"]["temperature"] > 200
-    turned = report["data"]["rotation fp32"]
+    assert report["data"]["stability ethanol-fp32"]["row"]["temperature"] > 200
+    turned = report["data"]["rotation ethanol-fp32"]
     assert turned["spread_of_rotations"] < 0.01 * turned["mean"]
     drift, stability, rotations = report["tables"]
-    assert [row[0] for row in drift["rows"]] == ["fp32", "w4a8+fp32/4"]
+    assert [row[0] for row in drift["rows"]] == ["ethanol-fp32", pair]
     assert drift["rows"][0][4] == "0 of 2"
     assert len(stability["rows"]) == len(rotations["rows"]) == 1
     assert report["claims"] == []

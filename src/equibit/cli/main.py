@@ -60,7 +60,7 @@ SUBCOMMANDS = {
         "equibit.cli.md", "Molecular dynamics: compiled steps, checkpoints, a picture."
     ),
     "models": Subcommand(
-        "equibit.cli.models", "List, show and copy the models that come with equibit."
+        "equibit.cli.models", "List, show and copy the shipped models; write model cards."
     ),
     "inspect": Subcommand(
         "equibit.cli.inspect", "Say what a model file holds: layers, bits, bytes, its card."
@@ -73,9 +73,6 @@ SUBCOMMANDS = {
     ),
     "reproduce": Subcommand(
         "equibit.cli.reproduce", "Make the papers' tables and figures again, stage by stage."
-    ),
-    "experiment": Subcommand(
-        "equibit.cli.experiment", "The ethanol table and the drift figure; write model cards."
     ),
     "config": Subcommand(
         "equibit.cli.config", "Write an example configuration or its JSON schema."

@@ -97,8 +97,8 @@ def md(
             outlook["files"] = "\n".join(outlook["files"])
             console.print(key_value_table("This run would", outlook))
         return
-    with progress() as watcher:
-        result = run_dynamics(model, start, settings, output, resume=not restart, watch=watcher(""))
+    with progress() as watch:
+        result = run_dynamics(model, start, settings, output, resume=not restart, watch=watch)
     if as_json:
         typer.echo(json.dumps(result.to_json()))
     else:
@@ -153,8 +153,8 @@ def _figures(result: DynamicsResult) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], Callable[[Status], None]]]:
-    """Bars on standard error with energy, temperature and speed; each run asks for one by title."""
+def progress() -> Iterator[Callable[[Status], None]]:
+    """A bar on standard error with energy, temperature and speed."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -170,20 +170,15 @@ def progress() -> Iterator[Callable[[str], Callable[[Status], None]]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("starts", total=None)
 
-        def watcher(title: str) -> Callable[[Status], None]:
-            prefix = f"{title}: " if title else ""
-            task = bars.add_task(f"{prefix}starts", total=None)
+        def watch(status: Status) -> None:
+            bars.update(
+                task,
+                completed=status.step,
+                total=status.steps,
+                description=f"{status.time:.1f} ps, E {status.energy:+.2f} meV/atom, "
+                f"T {status.temperature:.0f} K, {status.ns_per_day:.1f} ns/day",
+            )
 
-            def watch(status: Status) -> None:
-                bars.update(
-                    task,
-                    completed=status.step,
-                    total=status.steps,
-                    description=f"{prefix}{status.time:.1f} ps, E {status.energy:+.2f} meV/atom, "
-                    f"T {status.temperature:.0f} K, {status.ns_per_day:.1f} ns/day",
-                )
-
-            return watch
-
-        yield watcher
+        yield watch

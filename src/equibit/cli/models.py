@@ -1,4 +1,4 @@
-"""``equibit models``: the models that come with equibit, what they were made from, how good they are."""
+"""``equibit models``: those that come with equibit, and how one's own get a card or join them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from equibit.structures.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -84,6 +86,60 @@ def get(
         return
     for path in written:
         Console(highlight=False, soft_wrap=True).print(f"written: {path}")
+
+
+@app.command()
+def ship(
+    molecule: Annotated[str, typer.Option(help="Of rMD17.")] = "ethanol",
+    seed: Annotated[int, typer.Option(help="Whose models; settled before looking at errors.")] = 0,
+    variants: Annotated[str, typer.Option(help="Which of them, with commas.")] = "fp32,w8a8,w4a8",
+    folder: Annotated[
+        Path, typer.Option(help="Where to; by default the package's sources.")
+    ] = Path("src/equibit/models/files"),
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of models; runs/MOLECULE without.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of figures; results/MOLECULE without.")
+    ] = None,
+) -> None:
+    """Copy a molecule's trained models into the package, with a card each."""
+    from equibit.cli.stages import items
+    from equibit.experiments.ethanol import Ethanol, EthanolConfig
+    from equibit.experiments.shipping import ship as ship_models
+    from equibit.training.config import validated
+
+    tree = {
+        "molecule": molecule,
+        "runs": runs or Path("runs", molecule),
+        "results": results or Path("results", molecule),
+    }
+    experiment = Ethanol(validated(EthanolConfig, tree, source="--molecule"))
+    for path in ship_models(experiment, folder, seed=seed, variants=items("--variants", variants)):
+        Console(highlight=False, soft_wrap=True).print(f"written: {path}")
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="Shipped model or path to a model file.")],
+    evaluation: Annotated[
+        Path, typer.Argument(help="evaluation.json that `equibit evaluate` wrote about it.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; else beside the model.")
+    ] = None,
+    command: Annotated[str, typer.Option(help="The command that made the model.")] = "",
+) -> None:
+    """Write the card of a model: data, split, seed, figures, what is rounded, limits."""
+    from equibit.experiments.cards import write_card
+    from equibit.models import resolve_model
+
+    try:
+        plain = json.loads(evaluation.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{evaluation} is not an evaluation: {error}") from error
+    path = write_card(resolve_model(model), plain, path=output, command=command)
+    Console(highlight=False, soft_wrap=True).print(f"written: {path}")
 
 
 def _figure(figures: object, key: str) -> str:

@@ -24,13 +24,15 @@ from equibit.experiments.drift import (
     contender,
     drift_row,
     energy_line,
+    file_name,
     run_contender,
 )
-from equibit.experiments.ethanol import Cell, Ethanol
+from equibit.experiments.ethanol import PARENT, Cell, Ethanol
 from equibit.experiments.experiment import Experiment, ExperimentConfig
 from equibit.experiments.report import NOT_RUN, Claim, Report, Table, Verdict, places_of
 from equibit.experiments.stages import Measure, Quantize, Stage, Train, held_out_structures
 from equibit.models import resolve_model
+from equibit.quantization import RECIPES
 from equibit.structures.errors import EquibitError
 from equibit.structures.potential import Potential
 from equibit.structures.structure import FloatArray, Structure
@@ -46,23 +48,24 @@ class DynamicsConfig(ExperimentConfig):
     """Who moves, and for how long.
 
     Attributes:
-        variants: of the ethanol family: ``fp32``, recipes, and ``w4a8+fp32/4`` for r-RESPA.
-        shipped: take the shipped ``ethanol-…`` models instead of the ethanol table's.
+        variants: ``fp32`` and recipes, of the ethanol table, or names and files of any models;
+            ``w4a8+fp32/4`` is r-RESPA.
         structures: data whose first structure all start from; bonds are compared with it.
         steps, timestep, temperature: of the drift, in fs and K.
         hot_steps, hot_temperature: of the stability test.
+        labelled: data whose test structures are turned.
         rotated, rotations: test structures, and random rotations of each.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     variants: tuple[str, ...] = ("fp32", "naive-w8a8", "w8a8", "w4a8", "w4a16", "w4a8+fp32/4")
-    shipped: bool = False
     structures: str = "ethanol-pbe"
     steps: int = Field(default=2_000_000, ge=100, multiple_of=100)
     timestep: float = Field(default=0.5, gt=0)
     temperature: float = Field(default=300.0, ge=0)
     hot_steps: int = Field(default=600_000, ge=100, multiple_of=100)
     hot_temperature: float = Field(default=500.0, ge=0)
+    labelled: str = "rmd17/ethanol"
     rotated: int = Field(default=100, ge=1)
     rotations: int = Field(default=8, ge=1)
 
@@ -130,8 +133,12 @@ class Dynamics(Experiment[DynamicsConfig]):
     config_type = DynamicsConfig
     quick_settings: ClassVar[Mapping[str, Any]] = {
         "seeds": (0, 1),
-        "variants": ("fp32", "w8a8", "w4a8", "w4a8+fp32/4"),
-        "shipped": True,
+        "variants": (
+            "ethanol-fp32",
+            "ethanol-w8a8",
+            "ethanol-w4a8",
+            "ethanol-w4a8+ethanol-fp32/4",
+        ),
         "steps": 2000,
         "hot_steps": 2000,
         "rotated": 3,
@@ -140,21 +147,16 @@ class Dynamics(Experiment[DynamicsConfig]):
 
     def stages(self) -> list[Stage]:
         stages: list[Stage] = []
-        made: dict[str, Train | Quantize] = {}
-        if not self.config.shipped:
-            made = self._family()
-            stages += made.values()
+        made = self._family()
+        stages += made.values()
         start = load_dataset(self.config.structures).structures[0]
         for text in self.config.variants:
             entry = contender(text)
             parts = [entry.model] + ([entry.outer] if entry.outer else [])
-            files = [self._file(part, made) for part in parts]
+            files = [made[part].output if part in made else resolve_model(part) for part in parts]
             needs = [made[part] for part in parts if part in made]
             entry = replace(
-                entry,
-                name=text,
-                model=str(files[0]),
-                outer=str(files[1]) if entry.outer else None,
+                entry, model=str(files[0]), outer=str(files[1]) if entry.outer else None
             )
             for kind, settings in (
                 ("nve", self.config.drift_settings()),
@@ -177,16 +179,11 @@ class Dynamics(Experiment[DynamicsConfig]):
         for text in self.config.variants:
             entry = contender(text)
             for variant in (entry.model, entry.outer):
-                if variant is not None and variant not in made:
+                if variant == PARENT or variant in RECIPES:
                     made[variant] = family.make(Cell("rmd17", variant, 0), parents)
         for parent in parents.values():
-            made.setdefault("fp32", parent)
-        return dict(sorted(made.items(), key=lambda item: item[0] != "fp32"))
-
-    def _file(self, variant: str, made: Mapping[str, Train | Quantize]) -> Path:
-        if variant in made:
-            return made[variant].output
-        return resolve_model(f"ethanol-{variant}")
+            made.setdefault(PARENT, parent)
+        return dict(sorted(made.items(), key=lambda item: item[0] != PARENT))
 
     def _simulation(
         self,
@@ -200,22 +197,24 @@ class Dynamics(Experiment[DynamicsConfig]):
         config = self.config
         runs = config.runs / kind
 
-        def measure(_: Progress) -> dict[str, Any]:
-            made, reason = run_contender(entry, start, settings, config.seeds, runs=runs)
+        def measure(progress: Progress) -> dict[str, Any]:
+            made, reason = run_contender(
+                entry, start, settings, config.seeds, runs=runs, progress=progress
+            )
             collapses = {
                 seed: collapse_time(Path(result.samples), reference)
                 for seed, result in made.items()
             }
             return {
                 "row": drift_row(entry, made, reason),
-                "lines": {seed: _thinned(energy_line(r)) for seed, r in made.items()},
+                "lines": {seed: energy_line(r) for seed, r in made.items()},
                 "collapses": collapses,
             }
 
         reference = mean_bonds(load_dataset(config.structures).structures)
         stage = Simulate(
             f"{kind} {entry.name}",
-            config.results / f"{kind}-{_plain(entry.name)}.json",
+            config.results / f"{kind}-{file_name(entry.name)}.json",
             {
                 "dynamics": settings.physics(),
                 "seeds": config.seeds,
@@ -237,7 +236,7 @@ class Dynamics(Experiment[DynamicsConfig]):
         config = self.config
 
         def measure(progress: Progress) -> dict[str, Any]:
-            structures = held_out_structures("rmd17/ethanol", None, 1, None)[: config.rotated]
+            structures = held_out_structures(config.labelled, None, 1, None)[: config.rotated]
             errors = rotated_force_errors(
                 engine.load_preferred(model), structures, config.rotations, progress
             )
@@ -250,8 +249,8 @@ class Dynamics(Experiment[DynamicsConfig]):
 
         return Measure(
             f"rotation {text}",
-            config.results / f"rotation-{_plain(text)}.json",
-            config.model_dump(mode="json", include={"rotated", "rotations"}),
+            config.results / f"rotation-{file_name(text)}.json",
+            config.model_dump(mode="json", include={"labelled", "rotated", "rotations"}),
             measure,
             inputs=[model],
             needs=needs,
@@ -265,12 +264,13 @@ class Dynamics(Experiment[DynamicsConfig]):
         return self.reported(
             title="Dynamics",
             protocol=(
-                f"Ethanol in the engine. Drift: {config.steps * config.timestep * 1e-6:g} ns of NVE "
+                f"In the engine, from a structure of {config.structures}. Drift: {config.steps * config.timestep * 1e-6:g} ns of NVE "
                 f"in steps of {config.timestep:g} fs from {config.temperature:g} K; stability: "
                 f"{config.hot_steps * config.timestep * 1e-3:g} ps of Langevin dynamics at "
                 f"{config.hot_temperature:g} K, collapsed when a bond leaves its mean in "
                 f"{config.structures} by more than {STRETCH:g} Å; force errors of "
-                f"{config.rotated} test structures of rMD17, each turned {config.rotations} times."
+                f"{config.rotated} test structures of {config.labelled}, each turned "
+                f"{config.rotations} times."
             ),
             tables=(
                 Table("Drift", _DRIFT, tuple(self._drift_rows("nve", found))),
@@ -411,8 +411,11 @@ def draw(figure: Figure, found: Mapping[str, Any]) -> None:
     for name, result in found.items():
         kind, _, text = name.partition(" ")
         if kind == "nve" and result["lines"]:
-            times, change = next(iter(result["lines"].values()))
-            left.plot(times, change, lw=0.6, label=text)
+            colour = None
+            for line in result["lines"].values():
+                label = text if colour is None else None
+                (drawn,) = left.plot(*line, lw=0.6, alpha=0.7, color=colour, label=label)
+                colour = drawn.get_color()
         if kind == "rotation":
             errors = np.sort(np.ravel(result["errors"]))
             right.plot(errors, np.linspace(0, 1, errors.size), lw=1, label=text)
@@ -451,17 +454,6 @@ def _claims(found: Mapping[str, Any]) -> Iterator[Claim]:
 def _collapsed(result: Mapping[str, Any]) -> int:
     ended = set(result["row"]["collapsed"] or {})
     return len(ended | {seed for seed, time in result["collapses"].items() if time is not None})
-
-
-def _thinned(
-    line: tuple[list[float], list[float]], most: int = 250
-) -> tuple[list[float], list[float]]:
-    every = max(1, len(line[0]) // most)
-    return [round(t, 4) for t in line[0][::every]], [round(e, 5) for e in line[1][::every]]
-
-
-def _plain(text: str) -> str:
-    return text.replace("+", "-").replace("/", "-every")
 
 
 def _runs_in_engine(path: Path) -> bool:

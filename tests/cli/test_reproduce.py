@@ -26,27 +26,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-COMMON = ["--training", "training.yaml", "--fine-tuning", "tuning.yaml"]
+COMMON = ["training=training.yaml", "fine_tuning=tuning.yaml"]
 
 
 def test_the_table_alone_needs_no_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "README.md").write_text("<!-- results-table -->\n<!-- /results-table -->\n")
-    assert (
-        main(
-            [
-                "experiment",
-                "ethanol",
-                "--stages",
-                "report",
-                "--seeds",
-                "0",
-                *COMMON,
-                "--labels",
-                "rmd17",
-            ]
-        )
-        == 0
-    )
+    settings = [*COMMON, "labels=rmd17", "--seeds", "0", "--stages", "report"]
+    assert main(["reproduce", "ethanol", *settings]) == 0
     assert "README.md" in capsys.readouterr().out
     assert "`naive-w8a8`" in (folder / "README.md").read_text()
     assert (folder / "results" / "ethanol" / "table.md").read_text().count("## Targets") == 1
@@ -54,8 +40,8 @@ def test_the_table_alone_needs_no_runs(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_dry_run_lists_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(folder.rglob("*"))
-    status = main(["experiment", "ethanol", "--seeds", "0", "--recipes", "w4a8", "--dry-run",
-                   "--json", *COMMON, "optimization.epochs=3"])  # fmt: skip
+    settings = [*COMMON, "recipes=w4a8", "overrides=optimization.epochs=3"]
+    status = main(["reproduce", "ethanol", *settings, "--seeds", "0", "--dry-run", "--json"])
     assert status == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(r["stage"], r["model"]) for r in rows[:3]] == [
@@ -71,21 +57,22 @@ def test_dry_run_lists_and_writes_nothing(folder: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ethanol", "--stages", "bake"], "--stages: no 'bake'"),
-        (["ethanol", "--seeds", "one"], "seeds.0: Input should be a valid integer"),
-        (["ethanol", "--seeds", ","], "--seeds names nothing"),
-        (["ethanol", "--labels", "qm9"], "labels.0: Input should be"),
-        (["ethanol", "--recipes", "w4a9"], "no recipe 'w4a9'"),
-        (["ethanol", "--training", "none.yaml", "--dry-run"], "none.yaml"),
-        (["ethanol", "--dry-run", "optimization.epoch=3"], "epoch"),
-        (["ship", "--variants", "w4a8"], "rmd17-w4a8-seed0 cannot be shipped"),
-        (["card", "w4a8.safetensors", "none.json"], "none.json is not an evaluation"),
+        (["reproduce", "ethanol", "--stages", "bake"], "--stages: no 'bake'"),
+        (["reproduce", "ethanol", "--seeds", "one"], "seeds.0: Input should be a valid integer"),
+        (["reproduce", "ethanol", "labels=qm9"], "labels.0: Input should be"),
+        (["reproduce", "ethanol", "recipes=w4a9"], "no recipe 'w4a9'"),
+        (["reproduce", "ethanol", "training=none.yaml", "--dry-run"], "none.yaml"),
+        (["reproduce", "ethanol", "overrides=optimization.epoch=3", "--dry-run"], "epoch"),
+        (["reproduce", "ethanol", "molecule"], "write key=value"),
+        (["models", "ship", "--variants", "w4a8"], "rmd17-w4a8-seed0 cannot be shipped"),
+        (["models", "ship", "--variants", ","], "--variants names nothing"),
+        (["models", "card", "w4a8.safetensors", "none.json"], "none.json is not an evaluation"),
     ],
 )
 def test_mistakes_are_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main(["experiment", *arguments]) == 1
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
