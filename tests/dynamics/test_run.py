@@ -214,6 +214,94 @@ def test_a_kill_at_the_very_end_costs_nothing(
     assert len(read_structures(result.trajectory)) == 5
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ensemble": "langevin", "trajectory_format": "traj"},
+        {"outer": LOW_BIT, "inner_steps": 5, "frame_every": 60},
+    ],
+    ids=["nve", "langevin", "outer"],
+)
+def test_more_steps_prolong_a_run_to_the_last_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Also where the longer run is interrupted, and where its last frame was none of the shorter."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run_dynamics(MODEL, boxed(), settings(**changes, steps=600), once)
+    short = run_dynamics(MODEL, boxed(), settings(**changes, steps=250), twice)
+    before = {path.name: path.read_bytes() for path in twice.iterdir()}
+
+    def stop(status: Any) -> None:
+        if status.step >= 400:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_dynamics(MODEL, boxed(), settings(**changes, steps=600), twice, watch=stop)
+    kept = ("samples.csv", "dynamics.json", Path(short.trajectory).name)
+    assert all((twice / name).read_bytes() == before[name] for name in kept)
+    assert 400 <= _step(twice / "checkpoint.safetensors") < 600
+    with pytest.raises(ConfigError, match=r"more than the 250 asked for.*--restart"):
+        run_dynamics(MODEL, boxed(), settings(**changes, steps=250), twice)
+    result = run_dynamics(MODEL, boxed(), settings(**changes, steps=600), twice)
+    assert (result.steps, result.settings["steps"], result.resumed) == (600, 600, True)
+    for name in ("samples.csv", Path(result.trajectory).name):
+        assert (twice / name).read_bytes() == (once / name).read_bytes(), name
+    ends = [read_container(f / "checkpoint.safetensors", kind="dynamics") for f in (once, twice)]
+    assert ends[0].tensors["velocities"].tobytes() == ends[1].tensors["velocities"].tobytes()
+    assert not list(twice.glob(".*"))
+
+
+def test_a_run_is_prolonged_only_as_it_was_begun(tmp_path: Path) -> None:
+    run_dynamics(MODEL, ETHANOL, settings(), tmp_path)
+    for changes in ({"seed": 1}, {"timestep": 0.25}, {"sample_every": 25}):
+        with pytest.raises(ConfigError, match="another run"):
+            run_dynamics(MODEL, ETHANOL, settings(steps=400, **changes), tmp_path)
+    with pytest.raises(ConfigError, match="holds 200 steps of this run, more than the 100 asked"):
+        run_dynamics(MODEL, ETHANOL, settings(steps=100), tmp_path)
+    outlook = foresee(MODEL, ETHANOL, settings(steps=400), tmp_path)
+    assert outlook.steps_done == 200
+    whole = foresee(MODEL, ETHANOL, settings(steps=400), tmp_path, resume=False)
+    assert whole.steps_done == 0
+
+
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "before the renaming"])
+def test_a_kill_while_a_run_is_prolonged_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run_dynamics(MODEL, ETHANOL, settings(steps=400), once)
+    run_dynamics(MODEL, ETHANOL, settings(), twice)
+
+    def killed(writer: StructureWriter, *_: object) -> None:
+        writer._file.close()
+        raise MemoryError
+
+    def stop(status: Any) -> None:
+        if moment == "before the first checkpoint" and status.step >= 300:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StructureWriter, "__exit__", killed)
+        with pytest.raises(MemoryError):
+            run_dynamics(MODEL, ETHANOL, settings(steps=400), twice, watch=stop)
+    assert len(read_structures(twice / "trajectory.xyz")) == 5
+    assert list(twice.glob(".*.part"))
+    run_dynamics(MODEL, ETHANOL, settings(steps=400), twice)
+    for name in ("trajectory.xyz", "samples.csv"):
+        assert (twice / name).read_bytes() == (once / name).read_bytes(), name
+
+
+def test_a_lost_trajectory_is_said(tmp_path: Path) -> None:
+    run_dynamics(MODEL, ETHANOL, settings(), tmp_path)
+    other = run_dynamics(MODEL, ETHANOL, settings(trajectory_format="traj"), tmp_path)
+    frames = [read_structures(tmp_path / n) for n in ("trajectory.xyz", other.trajectory)]
+    assert [len(f) for f in frames] == [5, 5]
+    assert (frames[0][-1].positions == frames[1][-1].positions).all()
+    for name in ("trajectory.xyz", other.trajectory):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileFormatError, match=r"has 0 of the 5 frames.*--restart"):
+        run_dynamics(MODEL, ETHANOL, settings(steps=400), tmp_path)
+
+
 def test_another_run_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     run_dynamics(MODEL, ETHANOL, settings(), tmp_path)
     with pytest.raises(ConfigError, match=r"another run.*--restart"):

@@ -30,7 +30,9 @@ def md(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the run, made where it is missing.")
     ] = Path("runs/md"),
-    steps: Annotated[int, typer.Option(help="Time steps.")] = 20_000,
+    steps: Annotated[
+        int, typer.Option(help="Time steps in all; asked for more, an ended run goes on.")
+    ] = 20_000,
     timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
     ensemble: Annotated[
         str, typer.Option(help="nve conserves the energy, langevin keeps the temperature.")
@@ -67,6 +69,7 @@ def md(
 ) -> None:
     """Move atoms; an interrupted run goes on where it stopped, to the last bit, when called again.
 
+    An ended one does so when called again with more steps.
     The folder receives the trajectory, samples.csv, dynamics.json and a picture of energy, drift,
     temperature and bond lengths. The status is 1 where the system collapsed.
     """
@@ -90,7 +93,7 @@ def md(
     start = starting_structure(structure, index)
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
-        outlook = foresee(model, start, settings, output).to_json()
+        outlook = foresee(model, start, settings, output, resume=not restart).to_json()
         if as_json:
             typer.echo(json.dumps(outlook))
         else:

@@ -104,7 +104,7 @@ class DynamicsResult(Record):
         collapse: None where the system held.
         seconds: wall time; ns_per_day and microseconds_per_step follow from it.
         core_seconds: processor time, what ``seconds`` would be on an idle core per thread.
-        resumed: whether an interrupted run was taken up.
+        resumed: whether an earlier run was taken up.
         trajectory, samples, picture: files.
         provenance: machine and versions.
     """
@@ -141,9 +141,10 @@ class Outlook(Record):
     Attributes:
         model, outer_model: what would move the atoms.
         n_atoms: atoms.
-        picoseconds: to simulate.
+        picoseconds: to simulate in all.
+        steps_done: that an earlier run in the folder has made.
         microseconds_per_step, ns_per_day: measured.
-        minutes: expected.
+        minutes: expected for what is left.
         frames: of the trajectory.
         megabytes: expected size of the trajectory, in extended XYZ.
         files: that would be written.
@@ -153,6 +154,7 @@ class Outlook(Record):
     outer_model: str | None
     n_atoms: int
     picoseconds: float
+    steps_done: int
     microseconds_per_step: float
     ns_per_day: float
     minutes: float
@@ -166,6 +168,8 @@ def foresee(
     structure: Structure,
     settings: DynamicsSettings,
     output: str | os.PathLike[str],
+    *,
+    resume: bool = True,
 ) -> Outlook:
     """What ``run_dynamics`` would do; writes nothing.
 
@@ -173,6 +177,9 @@ def foresee(
         EquibitError: what ``run_dynamics`` would raise before its first step.
     """
     run = _Run(model, structure, settings, Path(output))
+    point = run.saved() if resume else None
+    steps_done = 0 if point is None else point.step
+    to_make = 0 if point is not None and point.reason is not None else settings.steps - steps_done
     loop = run.loop(run.beginning())
     steps = _TRIAL_STEPS * settings.inner_steps
     loop.run(steps, settings.sample_every)
@@ -185,9 +192,10 @@ def foresee(
         outer_model=None if run.outer is None else run.outer.info.name,
         n_atoms=len(structure),
         picoseconds=settings.picoseconds,
+        steps_done=steps_done,
         microseconds_per_step=1e6 * per_step,
         ns_per_day=_ns_per_day(settings.timestep, per_step),
-        minutes=settings.steps * per_step / 60,
+        minutes=to_make * per_step / 60,
         frames=frames,
         megabytes=frames * (200 + 185 * len(structure)) / 1e6,
         files=tuple(
@@ -207,9 +215,11 @@ def run_dynamics(
 ) -> DynamicsResult:
     """Molecular dynamics of a structure with a model, in the folder ``output``.
 
-    Written there are the trajectory (with energies, forces and momenta), ``samples.csv``, ``dynamics.json`` and, where matplotlib is
-    installed, a picture. Interrupted by Ctrl-C or killed, the same call goes on from the last
-    checkpoint, to the last bit as if nothing had happened.
+    Written there are the trajectory (with energies, forces and momenta), ``samples.csv``,
+    ``dynamics.json`` and, where matplotlib is installed, a picture. Interrupted by Ctrl-C or killed,
+    the same call goes on from the last checkpoint, to the last bit as if nothing had happened; with
+    more steps it goes on from the end of a run in the same way, and until it is through, the files
+    of the shorter run stay.
 
     Velocity Verlet for ``nve``, BAOAB for ``langevin``. With an outer model, r-RESPA: its force
     corrects that of ``model`` every ``inner_steps`` steps, and its energy is the one conserved.
@@ -226,7 +236,7 @@ def run_dynamics(
         The result; where the system collapsed, up to there.
 
     Raises:
-        ConfigError: the folder holds another run, or settings do not fit.
+        ConfigError: the folder holds another run or more steps of this one, or settings do not fit.
         ModelError, FileFormatError: no such model, one that the engine does not run, or a damaged
             file.
         StructureError: coinciding atoms.
@@ -245,11 +255,12 @@ def run_dynamics(
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """A moment of a run, and what was measured up to it."""
+    """A moment of a run, and what was measured up to it; ``asked`` steps it was begun with."""
 
     positions: FloatArray
     velocities: FloatArray
     rows: FloatArray
+    asked: int
     step: int = 0
     heat: float = 0.0
     frames: int = 0
@@ -282,7 +293,15 @@ class _Run:
         self.species = species_index(structure, self.potential.info.elements).astype(np.int32)
         self.bonds: Bonds = find_bonds(structure)
         self.freedom = degrees_of_freedom(structure, settings.ensemble)
-        self.job = _digest(structure, settings, [file_sha256(path) for path in paths])
+        self.digests = [file_sha256(path) for path in paths]
+
+    def physics(self, asked: int) -> dict[str, Any]:
+        """What decides how the atoms move, in a run that was begun with so many steps."""
+        return self.settings.physics() | {"steps": asked}
+
+    def job(self, asked: int) -> str:
+        """Tells one run from another; one that goes on for longer keeps its name."""
+        return _digest(self.structure, self.physics(asked), self.digests)
 
     @property
     def trajectory(self) -> Path:
@@ -292,7 +311,9 @@ class _Run:
         velocities = initial_velocities(
             self.structure, self.settings.temperature, self.settings.seed
         )
-        return _Point(self.structure.positions, velocities, np.zeros((0, 0)))
+        return _Point(
+            self.structure.positions, velocities, np.zeros((0, 0)), asked=self.settings.steps
+        )
 
     def loop(self, point: _Point) -> Any:
         """The compiled loop, at a point of the run."""
@@ -330,11 +351,14 @@ class _Run:
 
     def advance(self, point: _Point, watch: Watcher | None) -> _Point:
         """From a point to the end of the run, or to its collapse."""
+        writer = StructureWriter(
+            self.trajectory, job=self.job(point.asked), resume=point.step > 0, keep=point.frames
+        )
         if point.done:
-            if not self.trajectory.exists():  # killed between the last checkpoint and its renaming
-                with StructureWriter(self.trajectory, job=self.job, keep=point.frames):
-                    pass
-            return point
+            self._hand_over(point, writer)
+            if point.reason is not None or point.step == self.settings.steps:
+                return point
+            writer.begin_with(self.trajectory)
         settings = self.settings
         loop = self.loop(point)
         rows = [point.rows] if point.step else [loop.sample()]
@@ -349,6 +373,7 @@ class _Run:
                 positions=loop.positions,
                 velocities=loop.velocities,
                 rows=np.concatenate(rows),
+                asked=point.asked,
                 step=loop.step,
                 heat=loop.heat,
                 frames=frames,
@@ -358,14 +383,8 @@ class _Run:
                 **changes,
             )
 
-        with StructureWriter(
-            self.trajectory, job=self.job, resume=point.step > 0, keep=frames
-        ) as writer:
-            if writer.written != frames:
-                raise FileFormatError(
-                    f"{writer.part} has lost frames that {self.folder / CHECKPOINT} counts on; "
-                    "start afresh (--restart)"
-                )
+        with writer:
+            self._check_frames(writer, frames)
             if frames == 0:
                 writer.write(self._frame(loop))
                 frames = 1
@@ -397,6 +416,24 @@ class _Run:
             point = now(done=True, reason=None if held else loop.reason)
             self._save(point)
         return point
+
+    def _hand_over(self, point: _Point, writer: StructureWriter) -> None:
+        """Put the trajectory of an ended run in its place where a kill prevented that."""
+        found = [name for name in TRAJECTORIES.values() if (self.folder / name).exists()]
+        if not writer.part.exists() and found:
+            if self.trajectory.name in found:
+                return
+            writer.begin_with(self.folder / found[0])  # now asked for in another format
+        with writer:
+            self._check_frames(writer, point.frames)
+
+    def _check_frames(self, writer: StructureWriter, frames: int) -> None:
+        if writer.written != frames:
+            raise FileFormatError(
+                f"the trajectory in {self.folder} has {writer.written} of the {frames} frames that "
+                f"{CHECKPOINT} counts on: go on with the --format that it was begun with, or start "
+                "afresh (--restart)"
+            )
 
     def _frame(self, loop: Any) -> Structure:
         return replace(
@@ -440,10 +477,10 @@ class _Run:
             },
             {
                 "kind": "dynamics",
-                "job": self.job,
+                "job": self.job(point.asked),
                 "model": self.potential.info.name,
                 "kernels": self.potential.kernels,
-                "settings": self.settings.physics(),
+                "settings": self.physics(point.asked),
                 "step": point.step,
                 "frames": point.frames,
                 "seconds": point.seconds,
@@ -457,7 +494,7 @@ class _Run:
         """The last checkpoint of this very run, or None where there is none.
 
         Raises:
-            ConfigError: the folder holds another run.
+            ConfigError: the folder holds another run, or more steps of this one.
             FileFormatError: a damaged checkpoint.
         """
         path = self.folder / CHECKPOINT
@@ -468,8 +505,15 @@ class _Run:
         container = read_container(path, kind="dynamics")
         header, tensors = container.header, container.tensors
         try:
-            if header["job"] != self.job:
+            asked = int(header["settings"]["steps"])
+            if header["job"] != self.job(asked):
                 raise self._other_run()
+            if header["step"] > self.settings.steps:
+                raise ConfigError(
+                    f"{self.folder} holds {header['step']} steps of this run, more than the "
+                    f"{self.settings.steps} asked for: ask for as many or more, which goes on from "
+                    "there, name another folder, or start afresh (--restart)"
+                )
             if header["kernels"] != self.potential.kernels:
                 raise ConfigError(
                     f"{path} was computed with the instruction set {header['kernels']}, and this "
@@ -480,6 +524,7 @@ class _Run:
                 positions=_vectors(tensors["positions"], len(self.structure)),
                 velocities=_vectors(tensors["velocities"], len(self.structure)),
                 rows=np.asarray(tensors["samples"], dtype=np.float64),
+                asked=asked,
                 step=int(header["step"]),
                 heat=float(tensors["heat"][0]),
                 frames=int(header["frames"]),
@@ -598,9 +643,8 @@ def _vectors(array: Any, n_atoms: int) -> FloatArray:
     return vectors
 
 
-def _digest(structure: Structure, settings: DynamicsSettings, models: list[str]) -> str:
-    """Tells one run from another."""
-    digest = hashlib.sha256(json.dumps([settings.physics(), models], sort_keys=True).encode())
+def _digest(structure: Structure, physics: dict[str, Any], models: list[str]) -> str:
+    digest = hashlib.sha256(json.dumps([physics, models], sort_keys=True).encode())
     for array in (structure.numbers, structure.positions, structure.pbc, structure.cell):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

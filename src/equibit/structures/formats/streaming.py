@@ -8,7 +8,11 @@ from pathlib import Path
 from types import TracebackType
 
 from equibit.structures.errors import EquibitError, FileFormatError, StructureError
-from equibit.structures.formats.api import checked_output_format, write_structures
+from equibit.structures.formats.api import (
+    checked_output_format,
+    iter_structures,
+    write_structures,
+)
 from equibit.structures.formats.extxyz import format_frame, iter_extxyz
 from equibit.structures.structure import Structure
 
@@ -54,6 +58,17 @@ class StructureWriter:
         self.written = 0
         self._resume = resume
         self._keep = keep
+
+    def begin_with(self, finished: str | os.PathLike[str]) -> None:
+        """Make the part file of a finished file's structures, to write more behind them.
+
+        Called before the block; ``finished`` may be ``path`` itself, which stays until the end.
+
+        Raises:
+            FileFormatError: ``finished`` cannot be read.
+            WriteError: the part file cannot be written.
+        """
+        write_structures(self.part, iter_structures(finished), format="extxyz")
 
     def __enter__(self) -> StructureWriter:
         from equibit.storage import WriteError
