@@ -10,6 +10,7 @@ import pytest
 
 from equibit.experiments.ethanol_table import (
     TARGETS,
+    Average,
     filled,
     make_table,
     page,
@@ -144,3 +145,18 @@ def test_files_and_marked_documents_are_written(table: Any, tmp_path: Path) -> N
 )
 def test_documents_without_a_closed_pair_stay(document: str) -> None:
     assert filled(document, "results-table", "new") == document
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({0: 1.0}, "1.00"),
+        ({0: 1.0, 1: 1.2}, "1.10 ± 0.14"),
+        ({0: 3.5123, 1: 3.5124}, "3.51"),
+        ({0: 2.0, 1: 2.0}, "2.00"),
+    ],
+)
+def test_a_spread_is_told_where_the_mean_shows_it(values: dict[int, float], text: str) -> None:
+    average = Average.of(values)
+    assert average is not None
+    assert average.text() == text

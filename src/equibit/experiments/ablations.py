@@ -264,7 +264,7 @@ class Ablations(Variants[VariantsConfig]):
             "what": lambda v: v.words,
             "energy MAE, meV": self.cell("energy_mae"),
             "force MAE, meV/Å": self.cell("forces_mae"),
-            "forces over control": self._over_control,
+            "forces over control": lambda v: self.over(v, "forces_mae", CONTROL_VARIANT),
             "LEE mean, meV/Å": self.cell("lee_mean"),
             "LEE median, meV/Å": self.cell("lee_median"),
             "LEE mean, float64": self.cell("lee64_mean"),
@@ -298,10 +298,6 @@ class Ablations(Variants[VariantsConfig]):
             "description. The papers' variants start from their INT8 (static steps, magnitudes and "
             "directions in the laboratory frame), the others from `w8a8`. 1,000 test structures."
         )
-
-    def _over_control(self, variant: Variant) -> str:
-        ratio = self.ratio(variant, "forces_mae", CONTROL_VARIANT)
-        return "–" if variant.recipe is None else NOT_RUN if ratio is None else number(ratio)
 
     def claims(self) -> list[Claim]:
         """The papers' four ablations."""

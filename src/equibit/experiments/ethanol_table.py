@@ -85,6 +85,13 @@ class Average(Record):
         spread = statistics.stdev(numbers) if len(numbers) > 1 else None
         return cls(statistics.fmean(numbers), spread, dict(sorted(values.items())))
 
+    def text(self, digits: int = 3) -> str:
+        """The mean ± the spread, which is left out where the mean's last digit does not show it."""
+        mean = number(self.mean, digits)
+        if not self.spread or number(self.mean + self.spread, digits) == mean:
+            return mean
+        return f"{mean} ± {number(self.spread, 2)}"
+
 
 @dataclass(frozen=True)
 class Row(Record):
@@ -444,8 +451,7 @@ def _text(row: Row, metric: str, digits: int = 3) -> str:
         return "–" if row.seeds else NOT_RUN
     if metric == "file_bytes":
         return f"{cell.mean:,.0f}"
-    text = number(cell.mean, digits)
-    return text if not cell.spread else f"{text} ± {number(cell.spread, 2)}"
+    return cell.text(digits)
 
 
 def _targets(table: Table) -> str:

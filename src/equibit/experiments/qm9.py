@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from equibit.datasets import load_dataset
-from equibit.evaluation.summary import number
 from equibit.experiments.ethanol import CONFIGS
 from equibit.experiments.experiment import ExperimentConfig
-from equibit.experiments.report import NOT_RUN, Claim, Report, judged_at_most
+from equibit.experiments.report import Claim, Report
 from equibit.experiments.variants import (
     CONTROL_VARIANT,
     PARENT,
@@ -124,33 +123,29 @@ class Qm9(Variants[Qm9Config]):
     def claims(self) -> list[Claim]:
         """What the papers say of QM9, and our targets, judged by the means over seeds."""
         by_name = {variant.name: variant for variant in (FP32, *self.known())}
-        errors = {name: self.metric(by_name[name], "energy_mae") for name in PUBLISHED}
-        claims = []
-        for name, published in PUBLISHED.items():
-            found = errors[name]
-            claims.append(
-                Claim(
+        return [
+            *(
+                self.error_claim(
                     f"energy MAE of {'FP32' if name == PARENT else 'INT8'} on QM9",
                     "P1 IV.B",
-                    f"{published:g} meV",
-                    NOT_RUN if found is None else f"{number(found.mean)} meV",
-                    judged_at_most(None if found is None else found.mean, published),
+                    published,
+                    by_name[name],
+                    "energy_mae",
+                    "meV",
                     "theirs on 134k molecules, split unknown; ours on those of them that the protocol "
                     "names",
                 )
-            )
-        rise = self.ratio(by_name["w8a8"], "energy_mae", FP32)
-        claims.append(
-            Claim(
+                for name, published in PUBLISHED.items()
+            ),
+            self.rise_claim(
                 "INT8 raises the energy error by less than 5 %",
                 "P1 IV.B",
-                "+4.7 %",
-                NOT_RUN if rise is None else f"{100 * (rise - 1):+.1f} %".replace("-", "−"),
-                judged_at_most(rise, 1.047),
+                1.047,
+                (by_name["w8a8"], FP32),
+                "energy_mae",
                 "w8a8 over the FP32 network it was made from, which had no extra epochs",
-            )
-        )
-        return claims
+            ),
+        ]
 
     def _draw(self, figure: Figure) -> None:
         figure.set_size_inches(10, 3.6)

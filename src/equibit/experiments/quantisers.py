@@ -130,7 +130,7 @@ class Quantisers(Variants[VariantsConfig]):
                 "weights": _weight_words,
                 "energy MAE, meV": self.cell("energy_mae"),
                 "force MAE, meV/Å": self.cell("forces_mae"),
-                "forces over control": partial(self._over_control, "forces_mae"),
+                "forces over control": lambda v: self.over(v, "forces_mae", CONTROL_VARIANT),
                 "LEE mean, meV/Å": self.cell("lee_mean"),
                 "LEE median, meV/Å": self.cell("lee_median"),
                 "net torque, meV": self.cell("net_torque"),
@@ -164,10 +164,6 @@ class Quantisers(Variants[VariantsConfig]):
             "them under 32 random rotations each. Published hyper-parameters of the compared methods "
             "are kept; their schedule is ours, so that all have seen the same data."
         )
-
-    def _over_control(self, name: str, variant: Variant) -> str:
-        ratio = self.ratio(variant, name, CONTROL_VARIANT)
-        return "–" if variant.recipe is None else NOT_RUN if ratio is None else number(ratio)
 
     def claims(self) -> list[Claim]:
         """What the papers say of these, judged by the means over seeds."""

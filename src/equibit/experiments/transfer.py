@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from equibit.evaluation.summary import number
 from equibit.experiments.ethanol import CONFIGS
 from equibit.experiments.experiment import ExperimentConfig
 from equibit.experiments.qm9 import LARGEST_RISE, Qm9, draw_curve
-from equibit.experiments.report import NOT_RUN, Claim, Report, judged_at_most
+from equibit.experiments.report import Claim, Report
 from equibit.experiments.stages import Stage, Train, model_of
 from equibit.experiments.variants import CONTROL_VARIANT, PARENT, Variant, Variants, VariantsConfig
 from equibit.structures.errors import ConfigError
@@ -134,33 +133,30 @@ class Transfer(Variants[TransferConfig]):
     def claims(self) -> list[Claim]:
         """What paper 1 says of aspirin, judged by the means over seeds."""
         by_name = {PARENT: _fp32(PRETRAINED), "w8a8": _forms(PRETRAINED)[1]}
-        claims = []
-        for name, published in PUBLISHED.items():
-            found = self.metric(by_name[name], "forces_mae")
-            claims.append(
-                Claim(
+        return [
+            *(
+                self.error_claim(
                     f"force MAE on aspirin after QM9 and a brief fine-tuning, "
                     f"{'FP32' if name == PARENT else 'quantised'}",
                     "P1 IV.B f",
-                    f"{published:g} meV/Å",
-                    NOT_RUN if found is None else f"{number(found.mean)} meV/Å",
-                    judged_at_most(None if found is None else found.mean, published),
+                    published,
+                    by_name[name],
+                    "forces_mae",
+                    "meV/Å",
                     "they do not say how brief; ours is in the protocol, and from scratch stands "
                     "beside it",
                 )
-            )
-        rise = self.ratio(by_name["w8a8"], "forces_mae", by_name[PARENT])
-        claims.append(
-            Claim(
+                for name, published in PUBLISHED.items()
+            ),
+            self.rise_claim(
                 "quantised forces are within 6 % of FP32",
                 "P1 IV.B f",
-                "+5.7 %",
-                NOT_RUN if rise is None else f"{100 * (rise - 1):+.1f} %".replace("-", "−"),
-                judged_at_most(rise, 1.057),
+                1.057,
+                (by_name["w8a8"], by_name[PARENT]),
+                "forces_mae",
                 "w8a8 over the FP32 network it was made from",
-            )
-        )
-        return claims
+            ),
+        ]
 
     def _draw(self, figure: Figure) -> None:
         figure.set_size_inches(10, 3.6)

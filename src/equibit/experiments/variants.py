@@ -19,7 +19,7 @@ from equibit.evaluation.summary import number
 from equibit.experiments.ethanol import CONFIGS
 from equibit.experiments.ethanol_table import METRICS, Average, pick
 from equibit.experiments.experiment import Experiment, ExperimentConfig
-from equibit.experiments.report import NOT_RUN, Table, places_of
+from equibit.experiments.report import NOT_RUN, Claim, Table, judged_at_most, places_of
 from equibit.experiments.stages import Evaluate, Quantize, Stage, Train, read_evaluation
 from equibit.models import resolve_model
 from equibit.quantization.recipes import Recipe, get_recipe
@@ -273,6 +273,47 @@ class Variants(Experiment[Config]):
         ratio = self.ratio(variant, metric, other)
         return NOT_RUN if ratio is None else number(ratio)
 
+    def error_claim(
+        self,
+        text: str,
+        source: str,
+        published: float,
+        variant: Variant,
+        metric: str,
+        unit: str,
+        why: str,
+    ) -> Claim:
+        """A published error beside ours, the mean over seeds."""
+        found = self.metric(variant, metric)
+        return Claim(
+            text,
+            source,
+            f"{published:g} {unit}",
+            NOT_RUN if found is None else f"{number(found.mean)} {unit}",
+            judged_at_most(None if found is None else found.mean, published),
+            why,
+        )
+
+    def rise_claim(
+        self,
+        text: str,
+        source: str,
+        published: float,
+        variants: tuple[Variant, Variant],
+        metric: str,
+        why: str,
+    ) -> Claim:
+        """A published ratio of one form's error to another's beside ours."""
+        rise = self.ratio(variants[0], metric, variants[1])
+        return Claim(
+            text,
+            source,
+            _per_cent(published),
+            NOT_RUN if rise is None else _per_cent(rise),
+            judged_at_most(rise, published),
+            why,
+        )
+
     def places(self) -> dict[str, list[Any]]:
         """Where the figures were measured."""
         return places_of(
@@ -299,8 +340,7 @@ class Variants(Experiment[Config]):
             found = self.metric(variant, name)
             if found is None:
                 return "–" if self.evaluations(variant) else NOT_RUN
-            spread = f" ± {number(found.spread, 2)}" if found.spread else ""
-            return number(found.mean, digits) + spread
+            return found.text(digits)
 
         return text
 
@@ -330,6 +370,10 @@ class Variants(Experiment[Config]):
                 for name in METRICS
             },
         }
+
+
+def _per_cent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %".replace("-", "−")
 
 
 def resolved(recipe: Recipe | str) -> Recipe:
