@@ -88,8 +88,37 @@ def test_bad_structure_ends_with_its_index(
     assert "structure 1" in capsys.readouterr().err
     assert not output.exists()
     assert main(["predict", str(model), str(source), "-o", str(output), "--skip-bad"]) == 0
-    assert "1 structures skipped" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out.xyz.skipped.json").read_text())[0]["index"] == 1
+    said = capsys.readouterr().out
+    assert f"{source}, structure 1: atom 0 has atomic number 9" in said
+    assert "1 of 2 structures skipped" in said
+    (listed,) = json.loads((tmp_path / "out.xyz.skipped.json").read_text())
+    assert (listed["file"], listed["index"]) == (str(source), 1)
+
+
+def test_damaged_structures_are_named_and_counted(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some that the reader refuses, and one that the model does."""
+    lines = source.read_text().splitlines(keepends=True)
+    size = len(lines) // 4
+    lines[2] = lines[2].replace("C", "F")
+    lines[size + 2] = lines[size + 2].replace(".", "*")
+    source.write_text("".join(lines) + "".join(12 * lines[size : 2 * size]))
+    output = tmp_path / "out.xyz"
+    command = ["predict", str(model), str(source), "-o", str(output)]
+    assert main(command) == 1
+    assert "--skip-bad" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+    assert main([*command, "--skip-bad"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{source}, structure 0: atom 0 has atomic number 9" in said
+    assert f"{source}, structure 1: frame 1, line {2 * size}: pos: could not convert" in said
+    assert f"structure 11: frame 11, line {12 * size}" in said
+    assert "structure 12: " not in said
+    assert f"14 of 16 structures skipped; every reason is in {output}.skipped.json" in said
+    listed = json.loads(Path(f"{output}.skipped.json").read_text())
+    assert [entry["index"] for entry in listed] == [0, 1, *range(4, 16)]
+    assert len(read_structures(output)) == 2
 
 
 @pytest.mark.parametrize(

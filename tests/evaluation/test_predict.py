@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -148,12 +148,25 @@ def test_bad_structures_are_skipped_and_listed(tmp_path: Path, batch_size: int) 
     _assert_predicted(output, [molecule(k) for k in (1, 2, 3, 6, 7)])
 
 
+def _with_damaged(tmp_path: Path) -> Path:
+    """As ``_with_bad``, with the bad structures damaged in the file."""
+    path = tmp_path / "bad.xyz"
+    for k in range(8):
+        write_structures(path, [molecule(k)])
+        frame = path.read_text()
+        with (tmp_path / "all").open("a") as file:
+            file.write(frame.replace("pos:R:3", "pos:R:2") if k in (0, 4, 5) else frame)
+    (tmp_path / "all").rename(path)
+    return path
+
+
+@pytest.mark.parametrize("with_bad", [_with_bad, _with_damaged])
 @pytest.mark.parametrize("batch_size", [2, 3, 5])
 @pytest.mark.parametrize("allowed", range(1, 13))
 def test_skipping_survives_interruption_anywhere(
-    tmp_path: Path, allowed: int, batch_size: int
+    tmp_path: Path, allowed: int, batch_size: int, with_bad: Callable[[Path], Path]
 ) -> None:
-    source, output = _with_bad(tmp_path), tmp_path / "out.xyz"
+    source, output = with_bad(tmp_path), tmp_path / "out.xyz"
     with contextlib.suppress(KeyboardInterrupt):
         predict_file(_Dying(allowed=allowed), source, output, skip_bad=True, batch_size=batch_size)
     run = predict_file(_Dying(allowed=100), source, output, skip_bad=True, batch_size=batch_size)
@@ -166,7 +179,7 @@ def test_nothing_predictable_writes_nothing(tmp_path: Path) -> None:
     write_structures(source, [Structure([9], [[0.0, 0, 0]])] * 2)
     with pytest.raises(StructureError, match="none of the 2 structures"):
         predict_file(POTENTIAL, source, output, skip_bad=True)
-    assert not output.exists()
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_files_that_cannot_serve(source: Path, tmp_path: Path) -> None:
@@ -183,7 +196,10 @@ def test_files_that_cannot_serve(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.xyz").exists()
 
 
-def test_progress_counts_structures(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".xyz", ".traj", ".db", ".npz"])
+def test_progress_counts_structures(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"in{suffix}"
+    write_structures(source, [molecule(k) for k in range(10)])
     calls: list[tuple[int, int | None]] = []
     predict_file(
         POTENTIAL, source, tmp_path / "out.xyz", batch_size=4,

@@ -40,8 +40,8 @@ def test_nothing_to_pack() -> None:
     ("changes", "message"),
     [
         ({"offsets": np.array([0, 0, 3])}, "structure 0 has no atoms"),
-        ({"numbers": np.array([1, 1, 119])}, "structure 1, atom 1 has atomic number 119"),
-        ({"positions": np.full((3, 3), np.inf)}, "structure 0, atom 0 is at"),
+        ({"numbers": np.array([1, 1, 119])}, "structure 1: atom 1 has atomic number 119"),
+        ({"positions": np.full((3, 3), np.inf)}, "structure 0: atom 0 is at"),
         ({"energies": np.zeros(3)}, r"energies have shape \(3,\); expected \(2,\)"),
         ({"cells": np.zeros((3, 3))}, "cells have shape"),
     ],

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from equibit.evaluation.predict import PredictionRun
+
 app = typer.Typer()
+
+_SKIPPED_SHOWN = 10
 
 
 @app.command()
@@ -33,8 +38,8 @@ def predict(
         bool,
         typer.Option(
             "--skip-bad",
-            help="Leave out structures the model cannot predict and list them in "
-            "OUTPUT.skipped.json; otherwise the first of them is an error.",
+            help="Leave out structures that are damaged or that the model cannot predict, and list "
+            "them in OUTPUT.skipped.json; otherwise the first of them is an error.",
         ),
     ] = False,
     restart: Annotated[
@@ -95,6 +100,12 @@ def predict(
             f"{run.structures_per_core_second:,.0f} per second of one core"
         )
     if run.skipped:
-        console.print(
-            f"{len(run.skipped)} structures skipped; reasons in {run.skipped_list}", style="yellow"
-        )
+        _print_skipped(console, structures, run)
+
+
+def _print_skipped(console: Console, source: Path, run: PredictionRun) -> None:
+    """The first few by name, and how many there are."""
+    for skipped in run.skipped[:_SKIPPED_SHOWN]:
+        console.print(f"{source}, structure {skipped.index}: {skipped.reason}", style="yellow")
+    of_all = f"{len(run.skipped)} of {len(run.skipped) + run.written} structures skipped"
+    console.print(f"{of_all}; every reason is in {run.skipped_list}", style="yellow")

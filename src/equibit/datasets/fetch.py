@@ -14,8 +14,8 @@ from equibit.datasets.catalog import (
 from equibit.datasets.download import Progress, download, silent
 from equibit.storage import atomic_bytes
 from equibit.structures import DatasetError, Structure
+from equibit.structures.formats.api import iter_structures
 from equibit.structures.formats.npz import write_npz
-from equibit.structures.formats.qm9 import iter_qm9
 
 _RMD17_FOLDERS = {".npz": "npz_data", ".csv": "splits"}
 _N_QM9, _N_UNCHARACTERIZED = 133_885, 3_054
@@ -77,7 +77,7 @@ def _convert_qm9(archive: Path, folder: Path, progress: Progress) -> Path:
     target = folder / QM9_CONVERTED
 
     def characterized() -> Iterator[Structure]:
-        for count, molecule in enumerate(iter_qm9(archive), start=1):
+        for count, molecule in enumerate(iter_structures(archive, format="qm9"), start=1):
             if count % 1000 == 0:
                 progress("converting", count, _N_QM9)
             if molecule.info["gdb_index"] not in excluded:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from equibit.structures.structure import Structure
 
 DEFAULT_BATCH_SIZE = 32
 MAX_BATCH_ATOMS = 2048  # bounds the memory of a batch, whatever the structures
+
+Item = TypeVar("Item", bound=Sized)
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a stage's name, how much of it is done and how much there is (None: unknown)."""
@@ -75,9 +78,9 @@ def predict_all(
     return predictions
 
 
-def batched(structures: Iterable[Structure], size: int) -> Iterator[list[Structure]]:
-    """Consecutive lists of at most ``size`` structures, shorter where structures are large."""
-    batch: list[Structure] = []
+def batched(structures: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Consecutive lists of at most ``size`` structures, shorter where these have many atoms."""
+    batch: list[Item] = []
     atoms = 0
     for structure in structures:
         if batch and (len(batch) == size or atoms + len(structure) > MAX_BATCH_ATOMS):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import operator
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,8 +21,9 @@ from equibit.evaluation.batches import (
 )
 from equibit.evaluation.record import Record
 from equibit.storage import WriteError, atomic_text
-from equibit.structures.errors import EquibitError, FileFormatError, ModelError, StructureError
-from equibit.structures.formats.api import detect_format, iter_structures
+from equibit.structures.errors import FileFormatError, ModelError, StructureError
+from equibit.structures.formats.api import count_structures, iter_entries
+from equibit.structures.formats.refusals import Entry, Refused
 from equibit.structures.formats.streaming import StructureWriter
 from equibit.structures.potential import Potential, Prediction
 from equibit.structures.structure import Structure
@@ -92,8 +91,9 @@ def predict_file(
         output: any format that equibit writes, by its suffix.
         units: of the input, where the file does not state them.
         stress: whether to predict stresses.
-        skip_bad: leave out structures that the potential refuses and list them in
-            ``<output>.skipped.json``; otherwise the first of them ends the run.
+        skip_bad: leave out structures that are damaged in the file, where those behind them can be
+            read, or that the potential refuses, and list them in ``<output>.skipped.json``;
+            otherwise the first of them ends the run.
         resume: False starts anew.
         batch_size: structures per call.
         model_fingerprint: tells two models of the same name apart when resuming.
@@ -107,10 +107,10 @@ def predict_file(
     if Path(source).resolve() == Path(output).resolve():
         raise FileFormatError(f"{output} is the input; name another file for the predictions")
     begin, begin_cores = time.perf_counter(), time.process_time()
-    structures = iter_structures(source, units=units)
-    total = operator.length_hint(structures) or _count(source)
+    found = iter_entries(source, units=units)
+    total = count_structures(source)
     job = _job(potential, source, units, stress, skip_bad, model_fingerprint)
-    bad = _BadList(Path(output), job, resume=resume and skip_bad)
+    bad = _BadList(source, Path(output), job, resume=resume and skip_bad)
     stage = "structures"
     with StructureWriter(output, job=job, resume=resume) as writer:
         resumed = writer.written
@@ -118,7 +118,7 @@ def predict_file(
             bad.forget()
         done = bad.position_after(resumed)
         progress(stage, done, total)
-        for batch in batched(islice(structures, done, None), batch_size):
+        for batch in batched(islice(found, done, None), batch_size):
             try:
                 predicted = _predicted(potential, batch, done, stress, bad if skip_bad else None)
                 for structure, prediction in predicted:
@@ -133,9 +133,10 @@ def predict_file(
         seconds = max(time.perf_counter() - begin, 1e-9)
         cores = max(time.process_time() - begin_cores, 1e-9)
         if written == 0 and bad.entries:
-            first = bad.entries[0]
+            first, count = bad.entries[0], len(bad.entries)
+            bad.forget()
             raise StructureError(
-                f"none of the {len(bad.entries)} structures of {source} could be predicted; "
+                f"none of the {count} structures of {source} could be predicted; "
                 f"the first: structure {first.index}: {first.reason}"
             )
     return PredictionRun(
@@ -153,13 +154,17 @@ def predict_file(
 class _BadList:
     """Skipped structures, kept beside the output so that a resumed run still knows them."""
 
-    def __init__(self, output: Path, job: str, *, resume: bool) -> None:
+    def __init__(
+        self, source: str | os.PathLike[str], output: Path, job: str, *, resume: bool
+    ) -> None:
+        self.source = os.fspath(source)
         self.final = output.with_name(output.name + ".skipped.json")
         self.part = output.with_name(f".{output.name}.skipped")
         self.job = hashlib.sha256(job.encode()).hexdigest()
         self.entries: list[Skipped] = self._recorded() if resume else []
 
     def add(self, index: int, reason: str) -> None:
+        reason = reason.removeprefix(f"{self.source}, ").removeprefix(f"structure {index}: ")
         if any(entry.index == index for entry in self.entries[-MAX_BATCH_ATOMS:]):
             return  # known from the run that was interrupted within this batch
         entry = Skipped(index, reason)
@@ -188,7 +193,8 @@ class _BadList:
         """Turn the list into its final file, or remove that of an earlier run."""
         if self.entries:
             with atomic_text(self.final) as file:
-                json.dump([entry.to_json() for entry in self.entries], file, indent=1)
+                listed = [{"file": self.source} | entry.to_json() for entry in self.entries]
+                json.dump(listed, file, indent=1, ensure_ascii=False)
         else:
             self.final.unlink(missing_ok=True)
         self.part.unlink(missing_ok=True)
@@ -206,35 +212,67 @@ class _BadList:
 
 def _predicted(
     potential: Potential,
-    batch: Sequence[Structure],
+    batch: Sequence[Entry],
     first: int,
     stress: bool,
     bad: _BadList | None,
 ) -> Iterator[tuple[Structure, Prediction]]:
     """Structures and predictions in order; bad structures are noted, or raise where ``bad`` is None."""
     index = first
-    for has_cell, run in groupby(batch, key=lambda s: s.cell is not None and bool(s.pbc.all())):
-        structures = list(run)
-        try:
-            predictions: list[Prediction | None] = list(
-                predict_batch(potential, structures, first_index=index, stress=stress and has_cell)
+    for kind, run in groupby(batch, key=_kind):
+        entries = list(run)
+        if kind == "refused":
+            _note_refused([e for e in entries if isinstance(e, Refused)], index, bad)
+        else:
+            structures = [e for e in entries if isinstance(e, Structure)]
+            yield from _predicted_alike(
+                potential, structures, index, stress and kind == "cell", bad
             )
-        except (StructureError, ModelError):
-            if bad is None:
-                raise
-            predictions = []
-            for offset, structure in enumerate(structures):
-                try:
-                    predictions += predict_batch(potential, [structure], stress=stress and has_cell)
-                except (StructureError, ModelError) as error:
-                    bad.add(index + offset, str(error).removeprefix("structure 0: "))
-                    predictions.append(None)
-        yield from (
-            (structure, prediction)
-            for structure, prediction in zip(structures, predictions, strict=True)
-            if prediction is not None
+        index += len(entries)
+
+
+def _kind(entry: Entry) -> str:
+    if isinstance(entry, Refused):
+        return "refused"
+    return "cell" if entry.cell is not None and entry.pbc.all() else "open"
+
+
+def _note_refused(refused: Sequence[Refused], first: int, bad: _BadList | None) -> None:
+    for index, entry in enumerate(refused, start=first):
+        if bad is None:
+            raise FileFormatError(
+                f"{entry.error}; --skip-bad leaves out what cannot be read"
+            ) from entry.error
+        bad.add(index, str(entry.error))
+
+
+def _predicted_alike(
+    potential: Potential,
+    structures: Sequence[Structure],
+    first: int,
+    stress: bool,
+    bad: _BadList | None,
+) -> Iterator[tuple[Structure, Prediction]]:
+    """As ``_predicted``, of structures that all get a stress, or none of them."""
+    try:
+        predictions: list[Prediction | None] = list(
+            predict_batch(potential, structures, first_index=first, stress=stress)
         )
-        index += len(structures)
+    except (StructureError, ModelError):
+        if bad is None:
+            raise
+        predictions = []
+        for index, structure in enumerate(structures, start=first):
+            try:
+                predictions += predict_batch(potential, [structure], stress=stress)
+            except (StructureError, ModelError) as error:
+                bad.add(index, str(error).removeprefix("structure 0: "))
+                predictions.append(None)
+    yield from (
+        (structure, prediction)
+        for structure, prediction in zip(structures, predictions, strict=True)
+        if prediction is not None
+    )
 
 
 def _labelled(structure: Structure, prediction: Prediction) -> Structure:
@@ -281,31 +319,3 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise FileFormatError(f"{source} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
-
-
-def _count(source: str | os.PathLike[str]) -> int | None:
-    """Number of structures where it can be had cheaply; wrong only for a file about to be refused."""
-    kind = detect_format(source)
-    with contextlib.suppress(OSError, ValueError, EquibitError):
-        if kind == "extxyz":
-            return _count_frames(Path(source))
-        if kind == "traj":
-            from ase.io.trajectory import Trajectory
-
-            with Trajectory(os.fspath(source)) as trajectory:
-                return len(trajectory)
-        if kind == "db":
-            from ase.db import connect
-
-            return int(connect(os.fspath(source)).count())
-    return None
-
-
-def _count_frames(source: Path) -> int:
-    frames = 0
-    with source.open("rb") as file:
-        while (header := file.readline()).strip():
-            for _ in range(int(header) + 1):
-                file.readline()
-            frames += 1
-    return frames

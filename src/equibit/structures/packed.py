@@ -66,17 +66,8 @@ class PackedStructures(Sequence[Structure]):
         empty = np.flatnonzero(np.diff(self.offsets) < 1)
         if empty.size:
             raise StructureError(f"structure {empty[0]} has no atoms")
-        wrong = np.flatnonzero((self.numbers < 1) | (self.numbers > MAX_ATOMIC_NUMBER))
-        if wrong.size:
-            raise StructureError(
-                f"{self._place(wrong[0])} has atomic number {self.numbers[wrong[0]]}; "
-                f"expected 1 to {MAX_ATOMIC_NUMBER}"
-            )
-        bad = np.flatnonzero(~np.isfinite(self.positions).all(axis=1))
-        if bad.size:
-            raise StructureError(
-                f"{self._place(bad[0])} is at {self.positions[bad[0]]}; all must be finite"
-            )
+        for structure, reason in impossible_atoms(self.offsets, self.numbers, self.positions):
+            raise StructureError(f"structure {structure}: {reason}")
 
     @classmethod
     def from_structures(cls, structures: Sequence[Structure]) -> PackedStructures:
@@ -166,9 +157,28 @@ class PackedStructures(Sequence[Structure]):
             infos=None if self.infos is None else [self.infos[k] for k in chosen],
         )
 
-    def _place(self, atom: int) -> str:
-        structure = int(np.searchsorted(self.offsets, atom, side="right")) - 1
-        return f"structure {structure}, atom {atom - self.offsets[structure]}"
+
+def impossible_atoms(
+    offsets: IntArray, numbers: IntArray, positions: FloatArray
+) -> Iterator[tuple[int, str]]:
+    """Structures of the arrays of ``PackedStructures`` with an atom that cannot be, and why.
+
+    A structure with several of them comes up several times.
+    """
+
+    def place(atom: np.intp) -> tuple[int, str]:
+        structure = int(np.searchsorted(offsets, atom, side="right")) - 1
+        return structure, f"atom {atom - offsets[structure]}"
+
+    for atom in np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)):
+        structure, name = place(atom)
+        yield (
+            structure,
+            f"{name} has atomic number {numbers[atom]}; expected 1 to {MAX_ATOMIC_NUMBER}",
+        )
+    for atom in np.flatnonzero(~np.isfinite(positions).all(axis=1)):
+        structure, name = place(atom)
+        yield structure, f"{name} is at {positions[atom]}; all must be finite"
 
 
 def _known(label: FloatArray) -> FloatArray | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from zipfile import BadZipFile
 
-from equibit.structures.errors import FileFormatError, UnitsError
+from equibit.structures.errors import EquibitError, FileFormatError, UnitsError
 from equibit.structures.formats.ase_formats import (
     iter_database,
     iter_trajectory,
@@ -17,8 +19,9 @@ from equibit.structures.formats.ase_formats import (
 from equibit.structures.formats.extxyz import iter_extxyz, write_extxyz
 from equibit.structures.formats.files import checked_file
 from equibit.structures.formats.labels import LabelKeys
-from equibit.structures.formats.npz import read_npz, write_npz
-from equibit.structures.formats.qm9 import QM9_UNITS, is_qm9, iter_qm9
+from equibit.structures.formats.npz import count_npz, iter_npz, write_npz
+from equibit.structures.formats.qm9 import QM9_UNITS, is_qm9, iter_qm9, molecules_in
+from equibit.structures.formats.refusals import Entry, structures_of
 from equibit.structures.structure import Structure
 from equibit.structures.units import INTERNAL_UNITS, Units
 
@@ -61,11 +64,29 @@ def iter_structures(
         FileFormatError: missing, empty, truncated, foreign or damaged file, with frame and line.
         UnitsError: units that are missing or contradict the file.
     """
+    return structures_of(iter_entries(path, format=format, units=units, keys=keys))
+
+
+def iter_entries(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002
+    units: Units | None = None,
+    keys: LabelKeys | None = None,
+) -> Iterator[Entry]:
+    """As :func:`iter_structures`, with a ``Refused`` in the place of each structure that is damaged
+    while those behind it can be read: frames of XYZ and ASE trajectories, rows of databases and
+    array files, molecules of QM9.
+
+    Raises:
+        FileFormatError: damage that nothing behind it can be read past.
+        UnitsError: as there.
+    """
     kind = format or detect_format(path)
     if kind == "extxyz":
         return iter_extxyz(path, units=units, keys=keys)
     if kind == "npz":
-        return iter(read_npz(path, units=units, keys=keys).structures)
+        return iter_npz(path, units=units, keys=keys)
     if keys is not None:
         raise FileFormatError(f"{path}: label names can be chosen in XYZ and npz files only")
     if kind == "traj":
@@ -78,6 +99,44 @@ def iter_structures(
         _expect_units(path, units, QM9_UNITS)
         return iter_qm9(path)
     raise _unknown(path, f"format {kind!r}", [*WRITERS, "qm9"])
+
+
+def count_structures(path: str | os.PathLike[str]) -> int | None:
+    """How many structures a file holds, where that can be had without reading them all.
+
+    Damaged files may hold others than they say.
+
+    Raises:
+        FileFormatError: missing or empty file, or an unknown suffix.
+    """
+    kind = detect_format(path)
+    with contextlib.suppress(OSError, ValueError, BadZipFile, EquibitError):
+        if kind == "extxyz":
+            return _count_frames(Path(path))
+        if kind == "npz":
+            return count_npz(path)
+        if kind == "traj":
+            from ase.io.trajectory import Trajectory
+
+            with Trajectory(os.fspath(path)) as trajectory:
+                return len(trajectory)
+        if kind == "db":
+            from ase.db import connect
+
+            return int(connect(os.fspath(path)).count())
+        if kind == "qm9" and Path(path).is_dir():
+            return len(molecules_in(Path(path)))
+    return None
+
+
+def _count_frames(source: Path) -> int:
+    frames = 0
+    with source.open("rb") as file:
+        while (header := file.readline()).strip():
+            for _ in range(int(header) + 1):
+                file.readline()
+            frames += 1
+    return frames
 
 
 def read_structures(

@@ -18,6 +18,7 @@ from equibit.structures.ase_atoms import stress_matrix
 from equibit.structures.errors import FileFormatError, StructureError, UnitsError
 from equibit.structures.formats.files import checked_file
 from equibit.structures.formats.labels import LabelKeys
+from equibit.structures.formats.refusals import Entry, Refused
 from equibit.structures.structure import BoolArray, FloatArray, IntArray, Structure
 from equibit.structures.units import INTERNAL_UNITS, Units
 
@@ -39,26 +40,26 @@ def iter_extxyz(
     *,
     units: Units | None = None,
     keys: LabelKeys | None = None,
-) -> Iterator[Structure]:
+) -> Iterator[Entry]:
     """The frames of an XYZ file, one after the other, never more than one in memory.
 
     Extended XYZ is in eV and Å unless ``units`` says otherwise; a stress follows ASE's sign, and a
     ``virial`` W gives σ = −W/V where there is no stress, and a column ``momenta`` is in ASE's unit.
     Other key=value pairs go into ``info``; other columns are left out.
 
+    A damaged frame is refused by itself as long as its lines can be counted, or the next line that
+    holds but a number of atoms shows where it ends.
+
     Raises:
-        FileFormatError: what is not a frame, with file, frame and line.
+        FileFormatError: no line with a number of atoms where a frame should begin, with file, frame
+            and line.
         UnitsError: ``units`` are stated for a file without energies, forces or positions to convert.
     """
     source = checked_file(path)
     reader = _FrameReader(str(source), units or INTERNAL_UNITS, keys or LabelKeys())
     try:
-        with source.open(encoding="utf-8") as file:
+        with source.open(encoding="utf-8", errors="surrogateescape") as file:
             yield from reader.frames(file)
-    except UnicodeDecodeError as error:
-        raise FileFormatError(
-            f"{source} is not a text file: byte {error.start} after line {reader.line} cannot be read"
-        ) from error
     except OSError as error:
         raise FileFormatError(f"{source} cannot be read: {error.strerror or error}") from error
 
@@ -74,14 +75,25 @@ class _FrameReader:
         self.keys = keys
         self.frame = 0
         self.line = 0
+        self._ahead = ""
+        self._foreign = 0
 
-    def frames(self, file: TextIO) -> Iterator[Structure]:
+    def frames(self, file: TextIO) -> Iterator[Entry]:
         while True:
             header = self._next_line(file)
             if not header.strip():
                 self._expect_end(file, header)
                 return
-            yield self._read_frame(file, header)
+            n_atoms = self._number_of_atoms(header)
+            comment, rows, last = self._take_lines(file, n_atoms)
+            end = self.line
+            entry: Entry
+            try:
+                entry = self._read_frame(n_atoms, comment, rows, last)
+            except FileFormatError as error:
+                entry = Refused(error)
+            yield entry
+            self.line = end
             self.frame += 1
 
     def _expect_end(self, file: TextIO, line: str) -> None:
@@ -92,16 +104,43 @@ class _FrameReader:
         if self.frame == 0:
             raise FileFormatError(f"{self.name} holds no frames, only blank lines")
 
-    def _read_frame(self, file: TextIO, header: str) -> Structure:
+    def _number_of_atoms(self, header: str) -> int:
+        if self._foreign:
+            raise FileFormatError(
+                f"{self.name} is not a text file: line {self.line} cannot be read"
+            )
         try:
             n_atoms = int(header)
         except ValueError:
             raise self._error(
                 f"expected a number of atoms, found {_shown(header)}; is this an XYZ file?"
             ) from None
-        if n_atoms < 1:
+        if n_atoms < 0:
             raise self._error(f"a frame of {n_atoms} atoms; at least one is needed")
-        comment = self._next_line(file)
+        return n_atoms
+
+    def _take_lines(self, file: TextIO, n_atoms: int) -> tuple[str, list[list[str]], str]:
+        """The pairs, the fields of each atom and the last line of a frame, however damaged."""
+        comment = last = self._next_line(file)
+        rows: list[list[str]] = []
+        while len(rows) < n_atoms and (line := self._next_line(file)):
+            fields = line.split()
+            if len(fields) == 1 and fields[0].isdecimal():  # the next frame begins
+                self._ahead = line
+                self.line -= 1
+                break
+            rows.append(fields)
+            last = line
+        return comment, rows, last
+
+    def _read_frame(
+        self, n_atoms: int, comment: str, rows: list[list[str]], last: str
+    ) -> Structure:
+        if self._foreign:
+            self.line, self._foreign = self._foreign, 0
+            raise self._error("the line holds bytes that are no text")
+        if n_atoms == 0:
+            raise self._error("a frame of 0 atoms; at least one is needed")
         if not comment:
             raise self._error(
                 "the file is truncated: it ends before the line after the number of atoms"
@@ -111,7 +150,7 @@ class _FrameReader:
         extended = "Properties=" in comment or "Lattice=" in comment
         pairs = self._parse_comment(comment) if extended or "=" in comment else {}
         columns = self._columns(str(pairs.pop("Properties", _PLAIN_PROPERTIES)))
-        rows = self._read_rows(file, n_atoms, columns, extended)
+        self._check_rows(n_atoms, rows, last, columns, extended)
         try:
             return self._structure(pairs, columns, rows)
         except (StructureError, ValueError) as error:
@@ -119,27 +158,32 @@ class _FrameReader:
                 raise
             raise self._error(str(error)) from error
 
-    def _read_rows(
-        self, file: TextIO, n_atoms: int, columns: Mapping[str, slice], extended: bool
-    ) -> list[list[str]]:
+    def _check_rows(
+        self,
+        n_atoms: int,
+        rows: list[list[str]],
+        last: str,
+        columns: Mapping[str, slice],
+        extended: bool,
+    ) -> None:
         width = max(column.stop for column in columns.values())
-        rows: list[list[str]] = []
-        for atom in range(n_atoms):
-            line = self._next_line(file)
-            if not line:
-                raise self._error(f"the file is truncated: it ends after {atom} of {n_atoms} atoms")
-            fields = line.split()
-            if not line.endswith("\n") and (len(fields) < width or extended or _cut(rows, fields)):
+        end = self.line
+        for atom, fields in enumerate(rows):
+            self.line = end - len(rows) + 1 + atom
+            whole = atom + 1 < len(rows) or last.endswith("\n")
+            if not whole and (len(fields) < width or extended or _cut(rows)):
                 raise self._error(
                     "the last line has no line end, so it may be truncated; if it is complete, "
                     "end it with a new line"
                 )
             if len(fields) < width or (extended and len(fields) != width):
                 raise self._error(
-                    f"atom {atom} has {len(fields)} columns, expected {width}: {_shown(line)}"
+                    f"atom {atom} has {len(fields)} columns, expected {width}: "
+                    f"{_shown(' '.join(fields))}"
                 )
-            rows.append(fields)
-        return rows
+        if len(rows) < n_atoms:
+            how = "the next frame begins" if self._ahead else "the file is truncated: it ends"
+            raise self._error(f"{how} after {len(rows)} of {n_atoms} atoms")
 
     def _structure(
         self, pairs: dict[str, Any], columns: Mapping[str, slice], rows: list[list[str]]
@@ -256,8 +300,10 @@ class _FrameReader:
         return pairs
 
     def _next_line(self, file: TextIO) -> str:
-        line = file.readline()
+        line, self._ahead = self._ahead or file.readline(), ""
         self.line += bool(line)
+        if not line.isascii() and not _is_text(line):
+            self._foreign = self.line
         return line
 
     def _error(self, message: str) -> FileFormatError:
@@ -392,10 +438,15 @@ def _joined(matrix: FloatArray) -> str:
     return " ".join(map(repr, matrix.reshape(-1).tolist()))
 
 
-def _cut(rows: list[list[str]], fields: list[str]) -> bool:
+def _cut(rows: list[list[str]]) -> bool:
     """Whether the last number has fewer decimals than those above it, as a cut one would."""
-    decimals = [len(row[-1].partition(".")[2]) for row in [*rows, fields]]
-    return bool(rows) and decimals[-1] < min(decimals[:-1])
+    decimals = [len(row[-1].partition(".")[2]) for row in rows]
+    return len(rows) > 1 and decimals[-1] < min(decimals[:-1])
+
+
+def _is_text(line: str) -> bool:
+    """Whether all of its bytes were UTF-8; others were escaped as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in line)
 
 
 def _shown(text: str) -> str:

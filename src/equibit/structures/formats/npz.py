@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from equibit.structures.errors import FileFormatError, StructureError, UnitsError
 from equibit.structures.formats.files import checked_file
 from equibit.structures.formats.labels import LabelKeys
-from equibit.structures.packed import PackedStructures
+from equibit.structures.formats.refusals import Entry, Refused
+from equibit.structures.packed import PackedStructures, impossible_atoms
 from equibit.structures.structure import FloatArray, IntArray, Structure
 from equibit.structures.units import INTERNAL_UNITS, Units, units_of_force
 
@@ -87,6 +90,56 @@ def read_npz(
     return structures_from_arrays(source, arrays, units=units, keys=keys)
 
 
+def iter_npz(
+    path: str | os.PathLike[str], *, units: Units | None = None, keys: LabelKeys | None = None
+) -> Iterator[Entry]:
+    """The structures of an array file, one after the other; damaged ones are refused by themselves.
+
+    The file is read at once, and raises what :func:`read_npz` raises of the file as a whole.
+    """
+    source = checked_file(path)
+    damaged: dict[int, str] = {}
+    content = structures_from_arrays(
+        source, load_arrays(source), units=units, keys=keys, damaged=damaged
+    )
+
+    def entries() -> Iterator[Entry]:
+        for index in range(len(content.structures)):
+            entry: Entry
+            try:
+                if index in damaged:
+                    raise StructureError(damaged[index])
+                entry = content.structures[index]
+            except StructureError as error:
+                entry = Refused(FileFormatError(f"{source}, structure {index}: {error}"))
+            yield entry
+
+    return entries()
+
+
+def count_npz(path: str | os.PathLike[str]) -> int | None:
+    """How many structures an array file has, by the shapes that it begins its arrays with.
+
+    None where that is no number of structures; whether the file is whole is not looked at.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: it is no array file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        for key in ("n_atoms", *KEYS["positions"]):
+            if f"{key}.npy" in names:
+                with archive.open(f"{key}.npy") as file:
+                    header = (
+                        read_array_header_1_0
+                        if read_magic(file) == (1, 0)
+                        else read_array_header_2_0
+                    )
+                    shape = header(file)[0]
+                return int(shape[0]) if shape else None
+    return None
+
+
 def load_arrays(source: Path) -> dict[str, npt.NDArray[Any]]:
     """All arrays of an .npz file; nothing in it is executed.
 
@@ -115,8 +168,20 @@ def structures_from_arrays(
     *,
     units: Units | None = None,
     keys: LabelKeys | None = None,
+    damaged: dict[int, str] | None = None,
 ) -> ArrayFile:
-    """Structures of the arrays of one file; raises what :func:`read_npz` raises."""
+    """Structures of the arrays of one file.
+
+    Args:
+        source: the file, for errors.
+        arrays: what it holds.
+        units, keys: see :func:`read_npz`.
+        damaged: filled with the index of each structure that cannot be and the reason; what the file
+            then holds in its place is of no use. None: the first of them is an error.
+
+    Raises:
+        FileFormatError, UnitsError: see :func:`read_npz`.
+    """
     meta = _meta(source, arrays)
     units = agreed_units(source, units, _stated_units(source, arrays, meta))
     chosen = keys or LabelKeys()
@@ -134,10 +199,17 @@ def structures_from_arrays(
         n_structures = offsets.size - 1
         n_atoms = int(offsets[-1])
         cells, pbc = _cells(arrays, found, n_structures)
+        flat_positions = _floats(positions).reshape(n_atoms, 3) * units.length_factor
+        if damaged is not None:
+            for structure, reason in impossible_atoms(offsets, flat_numbers, flat_positions):
+                damaged.setdefault(structure, reason)
+            lost = np.isin(np.repeat(np.arange(n_structures), np.diff(offsets)), list(damaged))
+            flat_numbers = np.where(lost, 1, flat_numbers)
+            flat_positions[lost] = 0.0
         structures = PackedStructures(
             offsets=offsets,
             numbers=flat_numbers,
-            positions=_floats(positions).reshape(n_atoms, 3) * units.length_factor,
+            positions=flat_positions,
             energies=_label(found, "energies", (n_structures,), units.energy_factor),
             forces=_label(found, "forces", (n_atoms, 3), units.force_factor),
             stresses=_label(found, "stress", (n_structures, 3, 3), units.stress_factor),
@@ -149,7 +221,13 @@ def structures_from_arrays(
         splits = _splits(arrays, n_structures)
     except (StructureError, ValueError, TypeError, OverflowError) as error:
         raise FileFormatError(f"{source}: {error}") from error
-    _check_labels(source, structures, arrays)
+    for structure, reason in _bad_labels(structures, arrays):
+        if damaged is None:
+            raise FileFormatError(
+                f"{source}, structure {structure}: {reason}; repair the file or leave this "
+                "structure out"
+            )
+        damaged.setdefault(structure, reason)
     return ArrayFile(structures, units, splits, meta)
 
 
@@ -338,8 +416,8 @@ def _apply_masks(arrays: Arrays, structures: PackedStructures) -> None:
             labels[~known[index]] = np.nan
 
 
-def _check_labels(source: Path, structures: PackedStructures, arrays: Arrays) -> None:
-    """A label may be marked absent, but a present one must be finite."""
+def _bad_labels(structures: PackedStructures, arrays: Arrays) -> Iterator[tuple[int, str]]:
+    """Structures whose labels are neither finite nor marked absent, and what is wrong with them."""
     owner = np.repeat(np.arange(len(structures)), structures.sizes)
     for what, key, labels, index in (
         ("energy", "known_E", structures.energies, np.arange(len(structures))),
@@ -350,12 +428,8 @@ def _check_labels(source: Path, structures: PackedStructures, arrays: Arrays) ->
             continue
         known = np.asarray(arrays[key]).astype(bool)[index] if key in arrays else True
         finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
-        bad = np.flatnonzero(~finite & known)
-        if bad.size:
-            raise FileFormatError(
-                f"{source}: structure {index[bad[0]]} has {what} {labels[bad[0]]}; all labels must "
-                "be finite: repair the file or leave this structure out"
-            )
+        for row in np.flatnonzero(~finite & known):
+            yield int(index[row]), f"its label of {what} is {labels[row]}; all must be finite"
 
 
 def _splits(arrays: Arrays, n_structures: int) -> dict[str, IntArray]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from equibit.structures.errors import FileFormatError, StructureError
 from equibit.structures.formats.files import checked_file
+from equibit.structures.formats.refusals import Entry, Refused
 from equibit.structures.structure import Structure
 from equibit.structures.units import Units
 
@@ -24,26 +26,28 @@ _ZPVE, _U0 = 11, 12  # positions after "gdb <index>": A B C μ α ε_HOMO ε_LUM
 _N_PROPERTIES = 17
 
 
-def iter_qm9(path: str | os.PathLike[str]) -> Iterator[Structure]:
+def iter_qm9(path: str | os.PathLike[str]) -> Iterator[Entry]:
     """Molecules of a dsgdb9nsd file, of a folder of them, or of the tar archive, in order.
+
+    What is not of this form is refused by itself, with file and line.
 
     The energy is the electronic one, U0 − ZPVE, in eV; ``info`` holds gdb_index, u0_ha, zpve_ha and
     the relaxed SMILES.
 
     Raises:
-        FileFormatError: what is not of this form, with file and line.
+        FileFormatError: no such file, no molecules, or an archive that is damaged.
     """
     source = Path(path)
     if source.is_dir():
-        files = sorted(source.glob("dsgdb9nsd_*.xyz"))
+        files = molecules_in(source)
         if not files:
             raise FileFormatError(f"{source} holds no dsgdb9nsd_*.xyz")
         for file in files:
-            yield parse_qm9(_text(checked_file(file).read_bytes(), str(file)), str(file))
+            yield _molecule(partial(_checked_bytes, file), str(file))
         return
     source = checked_file(source)
     if source.name.endswith(".xyz"):
-        yield parse_qm9(_text(source.read_bytes(), str(source)), str(source))
+        yield _molecule(source.read_bytes, str(source))
         return
     yield from _iter_archive(source)
 
@@ -99,13 +103,29 @@ def parse_qm9(text: str, name: str) -> Structure:
         raise FileFormatError(f"{name}, line {line}: {error}") from error
 
 
+def molecules_in(folder: Path) -> list[Path]:
+    """The molecules' files, in order."""
+    return sorted(folder.glob("dsgdb9nsd_*.xyz"))
+
+
 def is_qm9(source: Path) -> bool:
     """Whether a text file begins like a QM9 molecule."""
     with source.open("rb") as file:
         return file.read(200).partition(b"\n")[2].startswith(b"gdb ")
 
 
-def _iter_archive(source: Path) -> Iterator[Structure]:
+def _checked_bytes(file: Path) -> bytes:
+    return checked_file(file).read_bytes()
+
+
+def _molecule(read: Callable[[], bytes], name: str) -> Entry:
+    try:
+        return parse_qm9(_text(read(), name), name)
+    except FileFormatError as error:
+        return Refused(error)
+
+
+def _iter_archive(source: Path) -> Iterator[Entry]:
     member = ""
     try:
         with tarfile.open(source, mode="r|*") as archive:
@@ -113,11 +133,8 @@ def _iter_archive(source: Path) -> Iterator[Structure]:
                 member = item.name
                 content = archive.extractfile(item) if item.isfile() else None
                 if content is not None and member.endswith(".xyz"):
-                    name = f"{source}:{member}"
-                    yield parse_qm9(_text(content.read(), name), name)
+                    yield _molecule(content.read, f"{source}:{member}")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, FileFormatError):
-            raise
         where = f" after {member}" if member else ""
         raise FileFormatError(
             f"{source} is not a tar archive, or is truncated or damaged{where} ({error}); "

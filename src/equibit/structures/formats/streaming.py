@@ -13,7 +13,7 @@ from equibit.structures.formats.api import (
     iter_structures,
     write_structures,
 )
-from equibit.structures.formats.extxyz import format_frame, iter_extxyz
+from equibit.structures.formats.extxyz import format_frame
 from equibit.structures.structure import Structure
 
 _LINES_AROUND_ATOMS = 2
@@ -113,15 +113,17 @@ class StructureWriter:
         except OSError as fault:  # what a full disk did not take before
             if kind is None:
                 raise self._full(fault) from fault
+        if self.written == 0:
+            self.part.unlink()
         if kind is not None:
             return
         if self.written == 0:
-            self.part.unlink()
             raise StructureError(f"there are no structures to write to {self.path}")
         if self.format == "extxyz":
             os.replace(self.part, self.path)
         else:
-            write_structures(self.path, iter_extxyz(self.part), format=self.format)
+            frames = iter_structures(self.part, format="extxyz")
+            write_structures(self.path, frames, format=self.format)
             self.part.unlink()
 
     def _full(self, error: OSError) -> EquibitError:
