@@ -13,7 +13,7 @@ from tests.experiments.small import NETWORK, small_qm9, small_rmd17
 
 from equibit.experiments.qm9 import FP32, Qm9
 from equibit.experiments.report import judged_at_most
-from equibit.experiments.stages import COMPILED_SHARE, Train, seconds_left
+from equibit.experiments.stages import COMPILED_SHARE_OF_ENERGIES, Train, seconds_left
 from equibit.experiments.transfer import Transfer
 from equibit.models.files import load_network
 from equibit.storage.checksum import file_sha256
@@ -182,4 +182,5 @@ def test_times_foreseen_count_that_the_run_is_compiled(
     run = training.run.model_copy(update={"compile": "on"})
     plain, compiled = Train(training), Train(training.model_copy(update={"run": run}))
     assert plain.seconds_foreseen(trial=True) == pytest.approx(2 * 40 / 5)
-    assert compiled.seconds_foreseen(trial=True) == pytest.approx(COMPILED_SHARE * 2 * 40 / 5)
+    seconds = COMPILED_SHARE_OF_ENERGIES * 2 * 40 / 5
+    assert compiled.seconds_foreseen(trial=True) == pytest.approx(seconds)

@@ -41,7 +41,14 @@ from equibit.quantization.convert import (
     vector_parameters,
 )
 from equibit.quantization.quantizers import ScalarQuantizer
-from equibit.quantization.recipes import PUBLISHED, RECIPES, Recipe, ScalarSpec, WeightSpec
+from equibit.quantization.recipes import (
+    PUBLISHED,
+    RECIPES,
+    Recipe,
+    ScalarSpec,
+    WeightSpec,
+    get_recipe,
+)
 from equibit.structures import Structure
 from equibit.structures.errors import ConfigError, ModelError
 
@@ -271,17 +278,21 @@ def test_layers_can_be_kept() -> None:
     assert not network.uses_local_frames
 
 
-def test_messages_and_the_last_update_have_bits_of_their_own() -> None:
-    layers = quantized_layers(quantize_(transformer(), "w8a8"))
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_messages_and_the_last_block_have_bits_of_their_own(depth: int) -> None:
+    recipe = get_recipe("w8a8").model_copy(update={"readout_depth": depth})
+    layers = quantized_layers(quantize_(transformer(), recipe))
     bits = {
         name: layer.input_quantizer.spec.bits
         for name, layer in layers.items()
         if isinstance(getattr(layer, "input_quantizer", None), ScalarQuantizer)
     }
+    last = ["update.1.hidden", "update.1.output"]
+    last += [f"attention.1.{name}" for name in ("value", "key", "query")]
     assert {name for name, count in bits.items() if count == 16} == {
         "attention.0.output",
         "attention.1.output",
-        "update.1.hidden",
+        *last[:depth],
     }
     assert set(bits.values()) == {8, 16}
 

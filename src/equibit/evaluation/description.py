@@ -206,7 +206,9 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
     if recipe.message_bits is not None:
         sentences.append(f"Messages gathered by the attention: {recipe.message_bits} bits.")
     if recipe.readout_bits is not None:
-        sentences.append(f"Invariants that the last update reads: {recipe.readout_bits} bits.")
+        count = recipe.readout_depth
+        read = "last update reads" if count == 1 else f"last block's last {count} layers read"
+        sentences.append(f"Invariants that the {read}: {recipe.readout_bits} bits.")
     stays = ["embedding", "normalisations", "attention weights", "residual stream"]
     if recipe.weight_only is None:
         stays += ["radial filters", "energy head"]

@@ -36,6 +36,7 @@ from equibit.training.config import DataConfig, TrainingConfig
 from equibit.training.qat import CONTROL, QuantizationConfig, quantize
 from equibit.training.run import (
     MODEL,
+    compile_pays,
     finished_run,
     load_training_structures,
     parent_record,
@@ -51,7 +52,9 @@ ProgressFactory = Callable[[], AbstractContextManager[Progress]]
 # Numbers per structure or per code: in the report's own JSON, too long to keep in a repository.
 _LONG = ("energy_errors", "force_mae", "force_maximum", "edges")
 
-COMPILED_SHARE = 0.47  # of an uncompiled step's time, measured for energies of QM9, 16 to 20 atoms
+# Of an uncompiled step's time, measured (`benchmarks/training_throughput.py`): ethanol with forces,
+# energies of QM9.
+COMPILED_SHARE, COMPILED_SHARE_OF_ENERGIES = 0.36, 0.47
 MIN_EPOCHS = 3  # of a run under way, before its pace says anything
 
 
@@ -189,7 +192,7 @@ class Train(_Run):
         train(self.settings, resume=not parent_changed(self.settings))
 
     def _timed_epoch(self) -> float:
-        return _timed_epoch(self.settings, self.settings.run.threads, None)
+        return _timed_epoch(self.settings, self.settings.run.threads, self.epochs(), None)
 
 
 class Quantize(_Run):
@@ -233,17 +236,18 @@ class Quantize(_Run):
         if self.parent is None:
             return None
         recipe = self.settings.resolved_recipe
-        return _timed_epoch(self.parent.settings, self.settings.run.threads, recipe)
+        return _timed_epoch(self.parent.settings, self.settings.run.threads, self.epochs(), recipe)
 
 
-def _timed_epoch(settings: TrainingConfig, threads: int, recipe: Any) -> float:
-    """Seconds of an epoch, from uncompiled steps."""
+def _timed_epoch(settings: TrainingConfig, threads: int, epochs: int, recipe: Any) -> float:
+    """Seconds of one of so many epochs, from uncompiled steps."""
     structures, _, _ = load_training_structures(settings.data)
     torch.set_num_threads(threads)
     # What it begins with may not be there yet, and makes no difference to the time.
     step = eager_step_seconds(settings.model_copy(update={"start": None}), structures, recipe)
-    if recipe is None and settings.run.compile == "on":
-        step *= COMPILED_SHARE
+    if compile_pays(settings.run, structures, epochs * len(structures)):
+        alone = settings.loss.energies_alone
+        step *= COMPILED_SHARE_OF_ENERGIES if alone else COMPILED_SHARE
     return step * len(structures) / settings.optimization.batch_size
 
 
@@ -423,7 +427,7 @@ def seconds_left(stages: Sequence[Stage]) -> dict[Stage, float]:
     """Estimates for the stages that are not done, as far as there is something to go by.
 
     A finished stage of its like tells, or one under way; without either, a few steps of a training
-    are timed (uncompiled, so the estimate is high).
+    are timed.
     """
     known: dict[tuple[str, str], float] = {}
     done = {stage: stage.done for stage in stages}

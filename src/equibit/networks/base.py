@@ -54,7 +54,8 @@ class AtomisticNetwork(nn.Module, ABC):
         weight_only_layers: name patterns of layers whose weights alone are rounded, if at all.
         edge_layers: name patterns of layers whose inputs are per edge, not per atom.
         message_layers: name patterns of layers whose inputs are sums over neighbours.
-        readout_layers: layers of the last block through which its features reach the energy.
+        readout_layers: layers of the last block that read invariants: the one through which its
+            features reach the energy, then those before it.
         uses_local_frames: some layer rounds vectors in the atoms' own frames.
         uses_lab_frames: some layer rounds vectors in the laboratory frame.
         canonical_orientation: turn structures into an orientation of their own before rounding to

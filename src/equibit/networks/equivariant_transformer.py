@@ -269,7 +269,12 @@ class EquivariantTransformer(AtomisticNetwork):
         channels = parse_irreps(config.irreps)
         width = channels[0]
         self.harmonic_degrees = tuple(degree for degree in channels if degree > 0)
-        self.readout_layers = (f"update.{config.layers - 1}.hidden",)
+        last = config.layers - 1
+        self.readout_layers = (
+            f"update.{last}.hidden",
+            f"update.{last}.output",
+            *(f"attention.{last}.{name}" for name in ("value", "key", "query")),
+        )
         self.embedding = nn.Embedding(len(config.elements), width)
         self.basis = SplineBasis(config.cutoff, config.radial_functions, config.splines)
         self.attention = nn.ModuleList(

@@ -166,8 +166,8 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
     ``network.weight_only_layers`` get ``recipe.weight_only`` weights, or keep their own, and float
     inputs. Inputs of
     layers that match ``network.edge_layers`` are per edge and are never centred; those of
-    ``network.message_layers`` have ``recipe.message_bits``, those of ``network.readout_layers``
-    ``recipe.readout_bits``.
+    ``network.message_layers`` have ``recipe.message_bits``, those of the first ``readout_depth`` of
+    ``network.readout_layers`` have ``recipe.readout_bits``.
 
     Sets ``network.uses_local_frames`` and ``network.uses_lab_frames``, on which building batches
     depends. Tables of filters are rounded here, so that a fine-tuning knows them as they will be.
@@ -202,7 +202,7 @@ def quantize_(network: AtomisticNetwork, recipe: Recipe | str) -> AtomisticNetwo
             scalars = recipe.scalars
             for bits, layers in (
                 (recipe.message_bits, network.message_layers),
-                (recipe.readout_bits, network.readout_layers),
+                (recipe.readout_bits, network.readout_layers[: recipe.readout_depth]),
             ):
                 if scalars and bits and _matches(name, layers):
                     scalars = scalars.model_copy(update={"bits": bits})

@@ -132,6 +132,7 @@ class Recipe(_Spec):
             through these few inputs, so their rounding noise is most of the energy's.
         readout_bits: the same of the layers that the network lists as ``readout_layers``, whose noise
             nothing behind them averages.
+        readout_depth: how many of these layers, those nearest to the energy first.
         weight_only: weights of layers that the network lists as ``weight_only_layers`` (radial
             filters, energy head), whose inputs stay float; None leaves those layers float, which
             costs less accuracy than anything else that fits in their bytes.
@@ -156,6 +157,7 @@ class Recipe(_Spec):
     attention_bits: int | None = Field(default=None, ge=2, le=16)
     message_bits: int | None = Field(default=None, ge=2, le=16)
     readout_bits: int | None = Field(default=None, ge=2, le=16)
+    readout_depth: int = Field(default=1, ge=1)
     weight_only: WeightSpec | None = None
     weight_only_layers: tuple[str, ...] = ("*",)
     float_bits: Literal[16, 32] = 32
@@ -300,6 +302,7 @@ RECIPES: dict[str, Recipe] = {
             attention_bits=16,
             message_bits=16,
             readout_bits=16,
+            readout_depth=5,
             weight_only=WeightSpec(),
             weight_only_layers=("head.*",),
             float_bits=16,
@@ -314,6 +317,7 @@ RECIPES: dict[str, Recipe] = {
             attention_bits=16,
             message_bits=16,
             readout_bits=16,
+            readout_depth=5,
             weight_only=WeightSpec(),
             float_bits=16,
             keep_fp32=_LAST,
