@@ -270,6 +270,24 @@ PUBLISHED = (
     ),
 )
 
+
+def _recommended(name: str, **options: Any) -> Recipe:
+    """8-bit activations without loss of symmetry, more bits where noise would reach every energy."""
+    return Recipe(
+        name=name,
+        scalars=_CENTERED,
+        vectors=_CUBE,
+        attention_bits=16,
+        message_bits=16,
+        readout_bits=16,
+        readout_depth=5,
+        weight_only=WeightSpec(),
+        float_bits=16,
+        keep_fp32=_LAST,
+        **options,
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -295,33 +313,8 @@ RECIPES: dict[str, Recipe] = {
             vectors=VectorSpec(codec="mddq-codebook", frame="lab", scale="static"),
             attention_bits=8,
         ),
-        Recipe(
-            name="w8a8",
-            scalars=_CENTERED,
-            vectors=_CUBE,
-            attention_bits=16,
-            message_bits=16,
-            readout_bits=16,
-            readout_depth=5,
-            weight_only=WeightSpec(),
-            weight_only_layers=("head.*",),
-            float_bits=16,
-            keep_fp32=_LAST,
-        ),
-        Recipe(
-            name="w4a8",
-            weights=_W4,
-            vector_weights=WeightSpec(),
-            scalars=_CENTERED,
-            vectors=_CUBE,
-            attention_bits=16,
-            message_bits=16,
-            readout_bits=16,
-            readout_depth=5,
-            weight_only=WeightSpec(),
-            float_bits=16,
-            keep_fp32=_LAST,
-        ),
+        _recommended("w8a8", weight_only_layers=("head.*",)),
+        _recommended("w4a8", weights=_W4, vector_weights=WeightSpec()),
         Recipe(
             name="w4a16",
             weights=_W4,
