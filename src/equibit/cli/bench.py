@@ -45,7 +45,7 @@ def bench(
 ) -> None:
     """Time everything that evaluates the same network, interleaved; print medians and ratios.
 
-    ONNX Runtime and torchao take part where they are installed. Quote ratios of one run: times
+    ONNX Runtime and torchao take part where they are installed ("equibit[peers]"). Quote ratios of one run: times
     drift with the machine.
     """
     from equibit.cli.progress import stage_progress
