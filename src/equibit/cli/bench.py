@@ -45,8 +45,8 @@ def bench(
 ) -> None:
     """Time everything that evaluates the same network, interleaved; print medians and ratios.
 
-    ONNX Runtime and torchao take part where they are installed ("equibit[peers]"). Quote ratios of one run: times
-    drift with the machine.
+    ONNX Runtime and torchao take part where they are installed; the extra "peers" brings them. Quote
+    ratios of one run: times drift with the machine.
     """
     from equibit.cli.progress import stage_progress
     from equibit.experiments.bench import BenchSettings, run_bench
