@@ -411,12 +411,13 @@ int code_at(const int32_t* row, Layout layout, int words, int planes, int k) {
   return code;
 }
 
+/// Codes that are split are padded to 64 where all share a step.
 void test_rounding(const Kernels& kernels, void (*round)(const CodeRows&), Layout layout, int n,
-                   int highest, bool centered, bool scaled) {
+                   bool padded, int highest, bool centered, bool scaled) {
   constexpr int kRows = 5;
   const int planes = layout != Layout::kSplit ? 1 : highest > 32767 ? 3 : highest > 127 ? 2 : 1;
   const int per_word = layout == Layout::kPairs ? 2 : 4;
-  const int words = layout == Layout::kSplit ? (n + 63) / 64 * 16 : (n + per_word - 1) / per_word;
+  const int words = padded ? (n + 63) / 64 * 16 : (n + per_word - 1) / per_word;
   const auto x = random(kRows * (n + 3)), centers = random(2 * n), factors = random(n);
   const std::vector<int32_t> species = {1, 0, 0, 1, 1};
   std::vector<int32_t> codes(16 * words * planes, 0x55555555);
@@ -466,11 +467,15 @@ void test_all_rounding(const Kernels& kernels) {
               {kernels.round_split, Layout::kSplit, {127, 32767, 8388352}}};
   for (const auto& way : ways) {
     if (way.round == nullptr) continue;
-    for (int n : {9, 64, 72, 128, 256}) {
+    for (int n : {9, 32, 64, 72, 96, 128, 160, 224, 256}) {
       for (int highest : way.highest) {
-        test_rounding(kernels, way.round, way.layout, n, highest, false, false);
-        test_rounding(kernels, way.round, way.layout, n, highest, true, false);
-        test_rounding(kernels, way.round, way.layout, n, highest, false, true);
+        for (const bool padded : {true, false}) {
+          const bool split = way.layout == Layout::kSplit;
+          if (padded ? !split : split && n % 32 != 0) continue;
+          test_rounding(kernels, way.round, way.layout, n, padded, highest, false, false);
+          test_rounding(kernels, way.round, way.layout, n, padded, highest, true, false);
+          test_rounding(kernels, way.round, way.layout, n, padded, highest, false, true);
+        }
       }
     }
   }
@@ -549,6 +554,8 @@ int main() {
       {4, 64, 64, 1, false, false, false, true}, {4, 64, 64, 1, true, false, false, true},
       {4, 64, 64, 1, false, true, true, false},  {2, 64, 64, 2, false, false, true, true},
       {1, 32, 32, 1, false, true, false, false}, {2, 32, 0, 0, false, true, false, true},
+      {4, 96, 32, 2, false, false, true, true},  {4, 96, 32, 2, true, true, false, false},
+      {1, 128, 64, 1, false, true, true, false}, {32, 64, 32, 1, false, false, true, true},
   };
   for (const char* const* name = kernel_names(); *name != nullptr; ++name) {
     const Kernels& kernels = *find_kernels(*name);

@@ -258,19 +258,6 @@ void gemm_split(const CodeProduct& p) {
   }
 }
 
-inline __mmask16 lanes_left(int left) {
-  return left >= 16 ? 0xffff : (left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0);
-}
-
-/// Writes 16 codes as planes of bytes from the highest to the lowest.
-template <int Planes>
-EQUIBIT_INLINE void store_codes(__m512i code, uint8_t* out, int64_t stride) {
-  for (int plane = 0; plane < Planes; ++plane) {
-    const __m512i part = _mm512_srai_epi32(code, 8 * (Planes - 1 - plane));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + plane * stride), _mm512_cvtepi32_epi8(part));
-  }
-}
-
 /// 64 bytes in the order of what was packed, which goes by quarters of a register.
 EQUIBIT_INLINE __m512i in_order(__m512i packed) {
   const __m512i order =
@@ -304,75 +291,79 @@ EQUIBIT_INLINE void lower_bytes(const __m512i* codes, __m512i* upper, __m512i* l
              : _mm512_packus_epi16(_mm512_srli_epi16(low, 8), _mm512_srli_epi16(high, 8)));
 }
 
-/// Codes of one row. Blocks of 16 are held in registers where their number, of fours, is known.
+/// Codes of one row. Blocks of 16 channels are held in registers where their number is known.
 template <int Planes, int Blocks, bool Centered, bool Scaled>
 EQUIBIT_INLINE float round_row(const CodeRows& p, const float* in, const float* center,
                                uint8_t* out) {
-  static_assert(Blocks % 4 == 0);
-  const int64_t stride = 4 * static_cast<int64_t>(p.words);
-  const int blocks = Blocks > 0 ? Blocks : (p.n + 15) / 16;
-  const auto value = [&](int block) EQUIBIT_INLINE_LAMBDA {
-    const int c = 16 * block;
-    const __mmask16 mask = Blocks > 0 ? 0xffff : lanes_left(p.n - c);
+  const int n = Blocks > 0 ? 16 * Blocks : p.n;
+  const int stride = 4 * p.words;
+  const auto value = [&](int c) EQUIBIT_INLINE_LAMBDA {
+    const int left = n - c;
+    const auto mask =
+        static_cast<__mmask16>(left >= 16 ? 0xffff : (left > 0 ? (1u << left) - 1 : 0));
     __m512 x = _mm512_maskz_loadu_ps(mask, in + c);
     if constexpr (Centered) x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, center + c));
     if constexpr (Scaled) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, p.factors + c));
     return x;
   };
+  constexpr int kLargerSize = 0b1011;  // the larger of two magnitudes
   __m512 held[Blocks > 0 ? Blocks : 1];
   __m512 most = _mm512_set1_ps(1e-30f);
-  for (int block = 0; block < blocks; ++block) {
-    const __m512 x = value(block);
-    if constexpr (Blocks > 0) held[block] = x;
-    most = _mm512_max_ps(most, _mm512_abs_ps(x));
+  for (int c = 0; c < n; c += 16) {
+    const __m512 x = value(c);
+    if constexpr (Blocks > 0) held[c / 16] = x;
+    most = _mm512_range_ps(most, x, kLargerSize);
   }
   const float largest = _mm512_reduce_max_ps(most);
   const __m512 inverse = _mm512_set1_ps(static_cast<float>(p.highest) / largest);
-  if constexpr (Blocks > 0) {
-    for (int block = 0; block < Blocks; block += 4) {
-      __m512i codes[4];
-      for (int k = 0; k < 4; ++k) {
-        codes[k] = _mm512_cvtps_epi32(_mm512_mul_ps(held[block + k], inverse));
-      }
-      uint8_t* to = out + 16 * block;
-      if constexpr (Planes != 2) {
-        _mm512_storeu_si512(to, highest_bytes<8 * (Planes - 1)>(codes));
-      }
-      if constexpr (Planes > 1) {
-        __m512i upper, lower;
-        lower_bytes<Planes == 2>(codes, &upper, &lower);
-        _mm512_storeu_si512(to + (Planes - 2) * stride, upper);
-        _mm512_storeu_si512(to + (Planes - 1) * stride, lower);
+  const int runs = Blocks > 0 ? (Blocks + 3) / 4 : (stride + 63) / 64;
+#pragma GCC unroll 4
+  for (int run = 0; run < runs; ++run) {
+    __m512i codes[4];
+    for (int k = 0; k < 4; ++k) {
+      const int block = 4 * run + k;
+      if (Blocks > 0 && block >= Blocks) {
+        codes[k] = _mm512_setzero_si512();
+      } else {
+        const __m512 x = Blocks > 0 ? held[block] : value(16 * block);
+        codes[k] = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
       }
     }
-  } else {
-    for (int block = 0; block < blocks; ++block) {
-      const __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(value(block), inverse));
-      store_codes<Planes>(codes, out + 16 * block, stride);
+    const int left = stride - 64 * run;
+    const __mmask64 mask =
+        (Blocks > 0 && Blocks % 4 == 0) || left >= 64 ? ~0ull : (1ull << left) - 1;
+    const auto store = [&](int plane, __m512i bytes) EQUIBIT_INLINE_LAMBDA {
+      _mm512_mask_storeu_epi8(out + plane * stride + 64 * run, mask, bytes);
+    };
+    if constexpr (Planes != 2) store(0, highest_bytes<8 * (Planes - 1)>(codes));
+    if constexpr (Planes > 1) {
+      __m512i upper, lower;
+      lower_bytes<Planes == 2>(codes, &upper, &lower);
+      store(Planes - 2, upper);
+      store(Planes - 1, lower);
     }
-  }
-  for (int64_t c = 16 * static_cast<int64_t>(blocks); c < stride; c += 16) {
-    store_codes<Planes>(_mm512_setzero_si512(), out + c, stride);
   }
   return largest / static_cast<float>(p.highest);
 }
 
 template <int Planes, bool Centered, bool Scaled>
 void round_bytes_of(const CodeRows& p) {
-  const int64_t stride = 4 * static_cast<int64_t>(p.words) * Planes;
-  auto* out = reinterpret_cast<uint8_t*>(p.codes);
-  for (int64_t r = 0; r < p.rows; ++r, out += stride) {
-    const float* in = p.x + r * p.ldx;
-    const float* center = Centered ? p.centers + static_cast<int64_t>(p.species[r]) * p.n : nullptr;
-    if (p.n == 64) {
-      p.scales[r] = round_row<Planes, 4, Centered, Scaled>(p, in, center, out);
-    } else if (p.n == 128) {
-      p.scales[r] = round_row<Planes, 8, Centered, Scaled>(p, in, center, out);
-    } else if (p.n == 256) {
-      p.scales[r] = round_row<Planes, 16, Centered, Scaled>(p, in, center, out);
-    } else {
-      p.scales[r] = round_row<Planes, 0, Centered, Scaled>(p, in, center, out);
+  const auto with_blocks = [&]<int Blocks>() EQUIBIT_INLINE_LAMBDA {
+    const int64_t stride = 4 * static_cast<int64_t>(p.words) * Planes;
+    auto* out = reinterpret_cast<uint8_t*>(p.codes);
+    for (int64_t r = 0; r < p.rows; ++r, out += stride) {
+      const float* center = Centered ? p.centers + p.species[r] * static_cast<int64_t>(p.n) : nullptr;
+      p.scales[r] = round_row<Planes, Blocks, Centered, Scaled>(p, p.x + r * p.ldx, center, out);
     }
+  };
+  switch (p.n) {
+    case 32: return with_blocks.template operator()<2>();
+    case 64: return with_blocks.template operator()<4>();
+    case 96: return with_blocks.template operator()<6>();
+    case 128: return with_blocks.template operator()<8>();
+    case 160: return with_blocks.template operator()<10>();
+    case 256: return with_blocks.template operator()<16>();
+    default: return with_blocks.template operator()<0>();
   }
 }
 

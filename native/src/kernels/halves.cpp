@@ -2,7 +2,8 @@
 //
 // Every row of gradients, and of what an atom sends, is scaled by a power of two of its own, so that
 // its largest lies between 2 and 4: neither overflows, and what underflows is below 2⁻²⁴ of that.
-// Sums over edges pass on to float32 every other edge, sums over channels at the end of an edge.
+// Sums over edges pass on to float32 every fourth edge, sums over channels once eight are left of
+// them at the end of an edge.
 
 #include <cstdint>
 
@@ -33,6 +34,14 @@ struct HalfBlock {
   __m512h v;
 
   static EQUIBIT_INLINE HalfBlock load(const Half* p) { return {_mm512_loadu_ph(p)}; }
+  /// Zeros beyond n. Of 16 or fewer only half a register is read, which a store may just have
+  /// filled.
+  static EQUIBIT_INLINE HalfBlock load_first(int n, const Half* p) {
+    const __mmask32 mask = n < 32 ? (1u << n) - 1 : ~0u;
+    if (n > 16) return {_mm512_castsi512_ph(_mm512_maskz_loadu_epi16(mask, p))};
+    return {_mm512_castsi512_ph(_mm512_zextsi256_si512(
+        _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p)))};
+  }
   static EQUIBIT_INLINE HalfBlock fill(float x) {
     return {_mm512_set1_ph(static_cast<_Float16>(x))};
   }
@@ -53,6 +62,26 @@ struct HalfBlock {
   }
   EQUIBIT_INLINE void operator+=(const HalfBlock& b) { v = v + b.v; }
 };
+
+/// Two quarters of a and two of b, which `Choice` names by two bits each.
+template <int Choice>
+EQUIBIT_INLINE HalfBlock quarters(const HalfBlock& a, const HalfBlock& b) {
+  return {_mm512_castsi512_ph(
+      _mm512_shuffle_i64x2(_mm512_castph_si512(a.v), _mm512_castph_si512(b.v), Choice))};
+}
+
+/// Sums of eight: Σ x_0 … x_7, Σ x_8 … x_15, and those of y.
+EQUIBIT_INLINE Lanes<4> sum_eights(const Lanes<16>& x, const Lanes<16>& y) {
+  const Float16 a = x.v[0], b = y.v[0];
+  const Float16 two = __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12,
+                                              14, 28, 30) +
+                      __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13,
+                                              15, 29, 31);
+  const Float16 four = two + __builtin_shufflevector(two, two, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14,
+                                                     15, 8, 9, 10, 11);
+  return {{__builtin_shufflevector(four, four, 0, 8, 2, 10) +
+           __builtin_shufflevector(four, four, 1, 9, 3, 11)}};
+}
 
 /// Filters of one pair and their slopes. Values of splines sum to 1 and their slopes to 0, so with
 /// D_t = c_{t+1} − c_t, Σ_t v_t c_t = c_1 − v_0 D_0 + (v_2 + v_3) D_1 + v_3 D_2 and likewise without
@@ -114,37 +143,89 @@ class Halves {
  public:
   using Block = HalfBlock;
   using Number = Half;
-  static constexpr int kChannels = 32, kLanes = 16;
+  static constexpr int kChannels = 32;
+  static constexpr bool kHeadsApart = false;
 
   Halves(const Edges& edges, const Attention& a, const AttentionGradient& g, float* scratch)
-      : edges_(edges), a_(a), g_(g), row_(half_row(a)) {
+      : edges_(edges),
+        a_(a),
+        g_(g),
+        row_(half_row(a)),
+        width_(a.scalars / a.heads),
+        vector_width_(a.channels / a.heads) {
     value = own_ = reinterpret_cast<Half*>(scratch);
     d_value = sums_ = own_ + row_;
-    filter_scratch_ = sums_ + row_;
+    kept_ = sums_ + row_;
+    head_of_ = kept_ + a.scalars + a.channels;
+    filter_scratch_ = head_of_ + a.scalars + a.channels;
+    Half* head = head_of_;
+    const int widths[2] = {width_, vector_width_};
+    for (const int width : widths) {
+      for (int h = 0; h < a.heads; ++h) {
+        for (int c = 0; c < width; ++c) *head++ = static_cast<Half>(h);
+      }
+    }
     for (int l = 1; l <= L; ++l) {
       vectors[l] = own_ + part(l);
       d_vectors[l] = sums_ + part(l);
     }
   }
 
-  static int heads_per_block(const Attention& a) { return a.scalars == 16 * a.heads ? 2 : 1; }
-  static EQUIBIT_INLINE Block weight(const float* weights, int heads) {
-    const Block low = Block::fill(weights[0]);
-    if (heads == 1) return low;
-    const Block high = Block::fill(weights[1]);
-    return {_mm512_castsi512_ph(_mm512_mask_blend_epi16(0xffff0000u, _mm512_castph_si512(low.v),
-                                                        _mm512_castph_si512(high.v)))};
+  EQUIBIT_INLINE void weigh(float factor, const float* raw) {
+    const auto part = [&](int first) EQUIBIT_INLINE_LAMBDA {
+      const int left = a_.heads - first;
+      const auto mask = static_cast<__mmask16>(left < 16 ? (1u << left) - 1 : 0xffff);
+      const __m512 weights = _mm512_maskz_loadu_ps(mask, raw + first);
+      return _mm512_cvtps_ph(_mm512_mul_ps(_mm512_set1_ps(factor), weights),
+                             _MM_FROUND_TO_NEAREST_INT);
+    };
+    weights_ = _mm512_castsi256_si512(part(0));
+    if (a_.heads > 16) weights_ = _mm512_inserti64x4(weights_, part(16), 1);
   }
-  static EQUIBIT_INLINE Lanes<16> spread(const Block& x) { return x.low() + x.high(); }
-  static EQUIBIT_INLINE void store_heads(const Block& x, int heads, float* lanes) {
-    if (heads == 1) {
-      spread(x).store(lanes);
-    } else {
-      x.low().store(lanes);
-      x.high().store(lanes + 16);
+  EQUIBIT_INLINE Block weight(int place) const {
+    return {_mm512_castsi512_ph(
+        _mm512_permutexvar_epi16(_mm512_loadu_si512(head_of_ + place), weights_))};
+  }
+  EQUIBIT_INLINE void keep(int place, const Block& x) { x.store(kept_ + place); }
+  EQUIBIT_INLINE Block kept(int head) const {
+    const Half* scalars = kept_ + head * width_;
+    const Half* vectors = kept_ + a_.scalars + head * vector_width_;
+    Block sum = Block::load_first(width_, scalars) + Block::load_first(vector_width_, vectors);
+    for (int c = 32; c < width_; c += 32) sum += Block::load_first(width_ - c, scalars + c);
+    for (int c = 32; c < vector_width_; c += 32) {
+      sum += Block::load_first(vector_width_ - c, vectors + c);
+    }
+    return sum;
+  }
+  /// As `sum_rows`, in 16-bit floats until eight are left of each row.
+  template <typename Row, typename To>
+  static EQUIBIT_INLINE void sum(int n, const Row& row, const To& to) {
+    const auto joined = [](const Block& a, const Block& b) EQUIBIT_INLINE_LAMBDA -> Block {
+      return quarters<0x44>(a, b) + quarters<0xee>(a, b);
+    };
+    for (int k = 0; k < n; k += 4) {
+      const auto two = [&](int first) EQUIBIT_INLINE_LAMBDA -> Block {
+        const Block zero = Block::fill(0.0f);
+        return first < n ? joined(row(first), first + 1 < n ? row(first + 1) : zero) : zero;
+      };
+      const Block ab = two(k), cd = two(k + 2);
+      const Block all = quarters<0x88>(ab, cd) + quarters<0xdd>(ab, cd);
+      const Lanes<4> sums = sum_eights(all.low(), all.high());
+      if (k + 4 <= n) {
+        to(k, sums);
+      } else {
+        for (int m = 0; k + m < n; ++m) to(k + m, Lanes<1>{sums.v[0][m]});
+      }
     }
   }
-  static EQUIBIT_INLINE float number(Half x) { return _cvtsh_ss(x); }
+  template <int W>
+  static EQUIBIT_INLINE Lanes<W> numbers(const Half* x) {
+    if constexpr (W == 1) {
+      return {_cvtsh_ss(*x)};
+    } else {
+      return {{(Float4)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)))}};
+    }
+  }
 
   EQUIBIT_INLINE void open(int64_t k) {
     k_ = k;
@@ -187,6 +268,12 @@ class Halves {
     apart = 1.0f / (g_.half_scales[i] * own_scale_);
   }
   EQUIBIT_INLINE void close() { pass_on(); }
+  EQUIBIT_INLINE void sum_keys(int64_t count, const float* d_z, const int32_t* receiver,
+                               float* d_key) const {
+    with_heads(a_, [&]<int B>() {
+      sum_by_heads<B>(count, a_.heads, a_.scalars, d_z, a_.query, receiver, d_key);
+    });
+  }
 
   // Of atom k and of the edge at hand; see `Floats`.
   const Half *value, *filters, *slopes, *gradient;
@@ -198,7 +285,7 @@ class Halves {
   float together;  // undoes those of what was multiplied by a weight
 
  private:
-  static constexpr int kMostWaiting = 2;  // edges, in sums of 16 bits
+  static constexpr int kMostWaiting = 4;  // edges, in sums of 16 bits
 
   int64_t part(int l) const { return a_.scalars + (L + l * l - 1) * a_.channels; }
   EQUIBIT_INLINE void clear() {
@@ -223,7 +310,11 @@ class Halves {
   const Attention& a_;
   const AttentionGradient& g_;
   const int64_t row_;
+  const int width_, vector_width_;  // of a head
   Half *own_, *sums_, *filter_scratch_;
+  Half* kept_;     // [F + C] ∂E/∂p of every channel, scalars before vectors
+  Half* head_of_;  // [F + C] likewise
+  __m512i weights_;
   int64_t k_ = 0;
   int waiting_ = 0;
   float own_scale_ = 1.0f, common_ = 1.0f;

@@ -98,7 +98,7 @@ struct PairProducts {
 /// Floats of scratch that the edge pass and its reverse need.
 constexpr int64_t edge_scratch(const Edges& edges, const Attention& a) {
   return edges.most * (a.stride + a.heads) + 2 * a.stride + half_row(a) + a.half_stride +
-         16 * kMaxHeads + 64;
+         a.scalars + a.channels + 16 * kMaxHeads + 64;
 }
 
 /// A sparse coupling tensor and its weights: P^ℓ3 += w_c C_mnk U^ℓ1_m T^ℓ2_n.
@@ -174,12 +174,9 @@ struct HalfKernels {
                    int64_t to, float* scratch);
 };
 
-/// Whether blocks of 32 channels hold whole heads, or lie within one.
-constexpr bool halves_fit(int heads, int scalars, int channels, int max_degree) {
-  const bool wide = scalars % (32 * heads) == 0 && channels % (32 * heads) == 0;
-  const bool paired = heads % 2 == 0 && scalars == 16 * heads &&
-                      (channels == scalars || max_degree == 0);
-  return max_degree <= 2 && (wide || paired);
+/// Whether channels come in whole blocks of 32, whatever heads these belong to.
+constexpr bool halves_fit(int scalars, int channels, int max_degree) {
+  return max_degree <= 2 && scalars % 32 == 0 && channels % 32 == 0;
 }
 
 struct Kernels {

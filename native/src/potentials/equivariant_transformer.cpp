@@ -193,13 +193,13 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
   head_hidden_ = Product(kernels, tensors, "head.hidden", F, F, true, c.elements);
   head_output_ = Product(kernels, tensors, "head.output", F, 1, true, c.elements);
   if (kernels.halves != nullptr && layers_[0].qkv.reverse_in_codes() &&
-      halves_fit(c.heads, F, C, L)) {
+      halves_fit(F, C, L)) {
     narrow_tables();
   }
 }
 
 void EquivariantTransformer::narrow_tables() {
-  constexpr float kMost = 64.0f;  // of a filter: sums of products stay far from 65,504
+  constexpr float kMost = 32.0f;  // of a filter: sums of products stay far from 65,504
   for (const Layer& layer : layers_) {
     for (const float value : layer.table) {
       if (!(std::abs(value) < kMost)) return;
