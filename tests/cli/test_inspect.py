@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,6 @@ from tests.evaluation.test_description import write_model
 
 from equibit import engine
 from equibit.cli.main import main
-
-DATA = Path(__file__).parents[1] / "engine" / "data"
 
 
 @pytest.fixture
@@ -25,16 +24,32 @@ def test_tables(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(not engine.is_built(), reason="the compiled engine is not built")
-def test_what_runs_in_integers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = DATA / "ethanol-w4a8-v1.safetensors"
-    assert main(["inspect", str(path)]) == 0
-    shown = capsys.readouterr().out
-    assert "In the engine" in shown
-    for name, forward, _ in engine.load(path).arithmetic:
-        in_floats = name.startswith("head") or name.endswith("messages")
-        assert forward.startswith("float32" if in_floats else "integer: 8") or ".mix." in name
-        assert "4-bit weights" in forward or not forward.startswith("integer")
-    assert "8-bit inputs" in shown
+@pytest.mark.parametrize("name", ["ethanol-w4a8", "ethanol-fp32"])
+def test_what_runs_in_integers(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's own report and nothing else, since processors differ."""
+    monkeypatch.setenv("COLUMNS", "200")
+    potential = engine.load(name)
+    assert main(["inspect", name]) == 0
+    before, title, after = capsys.readouterr().out.partition(
+        f"In the engine on this processor ({potential.kernels})"
+    )
+    assert title
+    rows = {tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in after.splitlines()}
+    for part, forward, reverse in potential.arithmetic:
+        kind = re.sub(r"\.\d+\.", ".*.", part)
+        assert any(
+            row[1:] == (forward, reverse) and row[0].partition(" (")[0] == kind
+            for row in rows
+            if len(row) == 3
+        )
+    assert "integer:" not in before
+    assert "float32" not in before
+    assert main(["inspect", name, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["engine"]
+    assert told["kernels"] == potential.kernels
+    assert [tuple(row.values()) for row in told["arithmetic"]] == potential.arithmetic
 
 
 def test_names_are_whole_and_layers_of_a_kind_share_a_row(
@@ -46,7 +61,7 @@ def test_names_are_whole_and_layers_of_a_kind_share_a_row(
     assert "attention.*.query (3×)" in shown
     assert "…" not in shown.replace("…  ", "", 1)  # the digest of the file alone is cut
     assert len(shown.splitlines()) < 200
-    (embedding,) = [line for line in shown.splitlines() if line.startswith("│ embedding")]
+    (embedding,) = [line for line in shown.splitlines() if line.startswith("│ embedding ")]
     assert embedding.split("│")[2].strip() == "16"  # as stored, not as computed
 
 
@@ -58,7 +73,8 @@ def test_what_the_engine_does_not_run(model: Path, capsys: pytest.CaptureFixture
 def test_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(model), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [layer["integer"] for layer in result["layers"]] == [False, False, True]
+    assert [layer["input"][:7] for layer in result["layers"]] == ["float", "ℓ = 1: ", "16 bits"]
+    assert result["engine"]["runs"] is False
     assert result["size"]["file_bytes"] == model.stat().st_size
 
 

@@ -59,11 +59,9 @@ def test_layers_recipe_size_and_training_are_told(tmp_path: Path) -> None:
     assert description.hyperparameters == {"irreps": "8x0e+8x1o"}
     assert description.recipe == "w4a8"
     head, mix, query = description.layers
-    assert (head.input, head.integer) == ("float", False)
+    assert head.input == "float"
     assert (query.shape, query.bits, query.steps) == ((8, 32), 4, "per group of 32 inputs")
-    assert query.integer
     assert query.input.startswith("16 bits")
-    assert not mix.integer
     assert mix.input.startswith("ℓ = 1: mddq-cube in the local frame")
     assert query.bytes == 8 * 32 // 2 + 8
     assert description.n_weights == 3 * 8 * 32 + 24
@@ -110,7 +108,7 @@ def test_words_name_the_bits_of_every_recipe(name: str) -> None:
     assert f"{recipe.scalars.bits} bits" in text
     breaks = recipe.vectors.codec != "identity" and recipe.vectors.frame == "lab"
     assert ("breaks equivariance" in text) == breaks
-    kept = "FP32 stay" in text and "energy head" in text.partition("FP32 stay")[2]
+    kept = "Float stay" in text and "energy head" in text.partition("Float stay")[2]
     assert kept == (recipe.weight_only is None)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from equibit import engine
 from equibit.datasets import load_dataset
+from equibit.evaluation.description import describe_model
 from equibit.evaluation.equivariance import haar_rotations
 from equibit.models import load_potential, resolve_model
 from equibit.storage.checksum import file_sha256
@@ -66,6 +67,9 @@ def test_the_engine_answers_as_torch_does(model: str, structures: list[Structure
 @pytest.mark.parametrize("model", MODELS)
 def test_a_card_is_of_its_file(model: str) -> None:
     card = (files("equibit.models") / "files" / f"{model}.md").read_text(encoding="utf-8")
+    path = files("equibit.models") / "files" / f"{model}.safetensors"
+    for sentence in describe_model(str(path)).recipe_words:
+        assert f"- {sentence}\n" in card
     stated = re.search(r"SHA-256 of the file: `([0-9a-f]{64})`", card)
     assert stated is not None
     assert stated.group(1) == file_sha256(resolve_model(model))

@@ -1,6 +1,7 @@
 #include "operations/product.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 namespace equibit {
@@ -197,17 +198,29 @@ void Product::read_codes(const Tensors& tensors, const std::string& name) {
 }
 
 std::string Product::forward_arithmetic() const {
-  if (!parts_.empty()) return parts_[0].forward_arithmetic();
+  if (!parts_.empty()) return words_of_parts(&Product::forward_arithmetic);
   if (decoded_ > 0) return "float32 of rounded inputs and weights";
   if (highest_ == 0) return "float32";
-  const std::string bits = highest_ <= 127 ? "8" : (highest_ <= kHighest16 ? "16" : "24");
-  return "integer: " + bits + "-bit inputs, " + std::to_string(weight_bits_) + "-bit weights";
+  const int bits = std::bit_width(static_cast<unsigned>(highest_)) + 1;
+  return "integer: " + std::to_string(bits) + "-bit inputs, " + std::to_string(weight_bits_) +
+         "-bit weights";
 }
 
 std::string Product::reverse_arithmetic() const {
-  if (!parts_.empty()) return parts_[0].reverse_arithmetic();
+  if (!parts_.empty()) return words_of_parts(&Product::reverse_arithmetic);
   if (reverse_.empty()) return "float32";
   return "integer: 16-bit gradients, " + std::to_string(weight_bits_) + "-bit weights";
+}
+
+std::string Product::words_of_parts(std::string (Product::*words)() const) const {
+  std::string all, last;
+  for (const Product& part : parts_) {
+    const std::string own = (part.*words)();
+    if (own == last) continue;
+    all += (all.empty() ? "" : "; ") + own;
+    last = own;
+  }
+  return all;
 }
 
 int64_t Product::clips() const {

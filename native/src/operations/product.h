@@ -87,6 +87,7 @@ class Product {
 
  private:
   void read_codes(const Tensors& tensors, const std::string& name);
+  std::string words_of_parts(std::string (Product::*words)() const) const;
   /// With steps of rows, codes are rounded to them and what is clipped is noted.
   void run(const PackedCodes& codes, const CodeRows& rows, const float* steps, uint8_t* clips,
            const float* bias, const int32_t* bias_index, float* y, int64_t ldy, bool add,

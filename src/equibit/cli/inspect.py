@@ -14,6 +14,7 @@ from rich.table import Table
 from equibit.cli.tables import key_value_table
 
 if TYPE_CHECKING:
+    from equibit.engine import NativePotential
     from equibit.evaluation.description import ModelDescription
     from equibit.evaluation.size import PartSize
 
@@ -34,7 +35,8 @@ def inspect(
 
     description = describe_model(resolve_model(model))
     if as_json:
-        typer.echo(json.dumps(description.to_json(), ensure_ascii=False, allow_nan=False))
+        record = description.to_json() | {"engine": _engine_record(_engine_of(description))}
+        typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return
     console = Console(highlight=False)
     console.print(key_value_table(description.name, _overview(description)))
@@ -45,35 +47,48 @@ def inspect(
     if description.layers:
         console.print(_layer_table(description))
     console.print(_size_table(description))
-    _print_arithmetic(console, description)
+    _print_arithmetic(console, _engine_of(description))
     console.print(key_value_table("Training", dict(_flat(description.training))))
 
 
-def _print_arithmetic(console: Console, description: ModelDescription) -> None:
-    """What runs in integers and what in floats, as the compiled engine itself says it."""
+def _engine_of(description: ModelDescription) -> NativePotential | str:
+    """The model in the engine, or why it does not run there."""
     from equibit import engine
     from equibit.structures.errors import EquibitError
 
     try:
-        potential = engine.load(description.file)
+        return engine.load(description.file)
     except EquibitError as error:
-        console.print(f"[bold]Engine[/bold] does not run it: {error}", soft_wrap=True)
+        return str(error)
+
+
+def _engine_record(engine: NativePotential | str) -> dict[str, Any]:
+    if isinstance(engine, str):
+        return {"runs": False, "reason": engine}
+    rows = [
+        dict(zip(("part", "energies", "forces"), row, strict=True)) for row in engine.arithmetic
+    ]
+    return {"runs": True, "kernels": engine.kernels, "arithmetic": rows}
+
+
+def _print_arithmetic(console: Console, engine: NativePotential | str) -> None:
+    """What runs in integers and what in floats, as the compiled engine itself says it."""
+    if isinstance(engine, str):
+        console.print(f"[bold]Engine[/bold] does not run it: {engine}", soft_wrap=True)
         return
     table = Table(
-        title=f"In the engine on this processor ({potential.kernels})",
+        title=f"In the engine on this processor ({engine.kernels})",
         title_justify="left",
         header_style="dim",
     )
-    for column in ("product", "energies", "forces"):
+    for column in ("part", "energies", "forces"):
         table.add_column(column)
     rows: dict[tuple[str, str, str], int] = {}
-    for name, forward, reverse in potential.arithmetic:
+    for name, forward, reverse in engine.arithmetic:
         row = (_anywhere(name), forward, reverse)
         rows[row] = rows.get(row, 0) + 1
     for (name, forward, reverse), count in rows.items():
         table.add_row(_times(name, count), forward, reverse)
-    table.add_row("filters, messages, norms, gates, unless named above", "float32", "float32")
-    table.add_row("neighbours, distances, harmonics, frames, sums of forces", "float64", "float64")
     console.print(table)
 
 
@@ -100,7 +115,6 @@ def _layer_table(description: ModelDescription) -> Table:
     table.add_column("layer", no_wrap=True)
     table.add_column("weight")
     table.add_column("input")
-    table.add_column("products")
     table.add_column("bytes", justify="right")
     rows: dict[tuple[str, ...], list[int]] = {}
     for layer in description.layers:
@@ -109,7 +123,6 @@ def _layer_table(description: ModelDescription) -> Table:
             _anywhere(layer.name),
             f"{shape}, {layer.bits} bits {layer.steps}",
             layer.input,
-            "integer" if layer.integer else "float",
         )
         rows.setdefault(row, []).append(layer.bytes)
     for (name, *rest), sizes in rows.items():

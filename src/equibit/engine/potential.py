@@ -17,6 +17,13 @@ from equibit.structures.errors import EquibitError, FileFormatError, ModelError,
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import MAX_ATOMIC_NUMBER, Structure
 
+# What `arithmetic` of the compiled networks says nothing of; the same for all kernels.
+_BETWEEN_PRODUCTS = [
+    ("embedding, norms, activations, gates", "float32", "float32"),
+    ("attention, messages, products of vectors, unless named above", "float32", "float32"),
+    ("neighbours, distances, splines, harmonics, axes of frames", "float64", "float64"),
+    ("sums over atoms and pairs", "float64", "float64"),
+]
 _SHARED = 200  # atoms from which threads share one structure
 
 
@@ -219,8 +226,11 @@ class NativePotential:
 
     @property
     def arithmetic(self) -> list[tuple[str, str, str]]:
-        """Of every matrix product its layers, its numbers, and those of its reverse, in words."""
-        return list(self._network.arithmetic)
+        """In what numbers parts of the model run on these kernels, and their reverse, in words.
+
+        Every matrix product by its layers, then what lies between them.
+        """
+        return [*self._network.arithmetic, *_BETWEEN_PRODUCTS]
 
     @property
     def compiled(self) -> Any:

@@ -13,12 +13,13 @@ from equibit.evaluation.record import Record
 from equibit.evaluation.size import ModelSize, PartSize, measure_size, packed_layers
 from equibit.models.shipped import CARD_SUFFIX
 from equibit.quantization.recipes import Recipe, ScalarSpec, VectorSpec
-from equibit.storage import read_container
+from equibit.storage import Container, read_container
 from equibit.storage.checksum import file_sha256
 from equibit.structures.errors import ConfigError, FileFormatError
 
 FP32 = "fp32"
 COMPONENT_CODECS = ("cartesian", "components")
+_PAIRS = "_filter."  # in the names of layers whose inputs are pairs of atoms
 _SHARED = ("architecture", "elements", "cutoff")
 
 
@@ -32,7 +33,6 @@ class LayerDescription(Record):
         bits: width of a weight code.
         steps: what has a step of its own.
         input: how its input is rounded.
-        integer: whether codes of weight and input can be multiplied as integers.
         bytes: of the layer, everything counted.
     """
 
@@ -41,7 +41,6 @@ class LayerDescription(Record):
     bits: int
     steps: str
     input: str
-    integer: bool
     bytes: int
 
 
@@ -102,7 +101,7 @@ def describe_model(path: str | os.PathLike[str]) -> ModelDescription:
         quantization = header.get("quantization")
         recipe = None if quantization is None else Recipe.from_mapping(quantization["recipe"])
         size = measure_size(path)
-        layers = () if recipe is None else tuple(_layers(header, recipe, size))
+        layers = () if recipe is None else tuple(_layers(container, recipe, size))
     except KeyError as error:
         raise FileFormatError(
             f"{path}: its header says nothing about {error}; write it again"
@@ -131,36 +130,40 @@ def describe_model(path: str | os.PathLike[str]) -> ModelDescription:
     )
 
 
-def _layers(
-    header: Mapping[str, Any], recipe: Recipe, size: ModelSize
-) -> Iterator[LayerDescription]:
+def _layers(container: Container, recipe: Recipe, size: ModelSize) -> Iterator[LayerDescription]:
     parts: Mapping[str, PartSize] = {part.name: part for part in size.parts}
-    for name, layer in packed_layers(header).items():
-        words, integer = _input(layer, recipe)
+    for name, layer in packed_layers(container.header).items():
+        centers = f"{layer.get('centers_of', name)}.input_quantizer.centers"
         yield LayerDescription(
             name=name,
             shape=tuple(layer["shape"]),
             bits=int(layer["bits"]),
             steps=_sharing(layer["granularity"], layer["group_size"]),
-            input=words,
-            integer=integer,
+            input=_input(
+                layer, recipe, of_pairs=_PAIRS in name, centered=centers in container.tensors
+            ),
             bytes=parts[name].bytes,
         )
 
 
-def _input(layer: Mapping[str, Any], recipe: Recipe) -> tuple[str, bool]:
-    """How a layer's input is rounded, and whether its product can run in integers."""
+def _input(layer: Mapping[str, Any], recipe: Recipe, *, of_pairs: bool, centered: bool) -> str:
+    """How a layer's input is rounded."""
     degree = layer.get("degree")
     if degree is not None:
-        return f"ℓ = {degree}: {vector_words(recipe.vectors)}", vectors_stay_codes(recipe.vectors)
+        return f"ℓ = {degree}: {vector_words(recipe.vectors)}"
     if layer.get("weight_only") or recipe.scalars is None:
-        return "float", False
+        return "float"
     own = layer.get("input_bits", recipe.scalars.bits)  # version 1 had one width for all
-    return scalar_words(recipe.scalars.model_copy(update={"bits": own})), True
+    words = scalar_words(recipe.scalars.model_copy(update={"bits": own, "centered": centered}))
+    return words.replace("per atom", "per pair") if of_pairs else words
 
 
 def recipe_words(recipe: Recipe | None) -> list[str]:
-    """What is rounded and how, what can run in integers, and what stays float, as sentences."""
+    """What is rounded and how, and what stays float, as sentences.
+
+    In what numbers the engine then multiplies depends on the processor, and only the engine says it:
+    ``equibit.engine.NativePotential.arithmetic``.
+    """
     if recipe is None:
         return ["Everything is FP32; atomic energies are scaled, shifted and summed in FP64."]
     weights = recipe.weights
@@ -178,20 +181,21 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
             f"Of layers named {entry.pattern}: {entry.weights.bits}-bit codes, one step {sharing}."
         )
     if recipe.scalars is None:
-        sentences.append("Invariant inputs of matrix products: float, so these products are float.")
+        sentences.append("Invariant inputs of matrix products: float.")
     else:
         sentences.append(
             f"Invariant inputs of matrix products: {scalar_words(recipe.scalars)}. Both factors are "
-            f"codes, so the products can run in integers (int{_width(recipe.scalars.bits)} × "
-            f"int{weights.bits}); PyTorch simulates the same rounding in floats."
+            "codes, so that integers can be multiplied; PyTorch simulates the same rounding in floats."
         )
     vectors = recipe.vectors
     reason = (
-        "components share one step, so products over channels can run in integers"
-        if vectors_stay_codes(vectors)
-        else "vectors are decoded before their products, which run in float"
+        "; an atom's channels share one step, so that integers can be multiplied here, too"
+        if vectors.codec in COMPONENT_CODECS
+        else "; each channel has a length of its own, so vectors are decoded before they are mixed"
     )
-    sentences.append(f"Vectors entering channel mixings: {vector_words(vectors)}; {reason}.")
+    if vectors.codec == "identity":
+        reason = ""
+    sentences.append(f"Vectors entering channel mixings: {vector_words(vectors)}{reason}.")
     if vectors.codec != "identity":
         sentences.append(
             "The frame turns with the atom, so rounding is equivariant at any bit width."
@@ -218,11 +222,11 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
         sentences.append(
             f"Radial filters and energy head{chosen}: {recipe.weight_only.bits}-bit weights, one step "
             f"{_sharing(recipe.weight_only.granularity, recipe.weight_only.group_size)}; their "
-            "inputs and products are float, so energies stay smooth in the distances."
+            "inputs are float, so energies stay smooth in the distances."
         )
     stays += [f"layers named {pattern}" for pattern in recipe.keep_fp32]
     sentences.append(
-        f"FP32 stay {', '.join(stays)}; atomic energies are scaled, shifted and summed in FP64."
+        f"Float stay {', '.join(stays)}; atomic energies are scaled, shifted and summed in FP64."
     )
     return sentences
 
@@ -255,19 +259,9 @@ def vector_words(spec: VectorSpec) -> str:
     return f"{spec.codec} in the {spec.frame} frame, {bits}, {scale}"
 
 
-def vectors_stay_codes(spec: VectorSpec) -> bool:
-    """Whether the codec's codes can enter a product over channels as they are."""
-    return spec.codec in COMPONENT_CODECS
-
-
 def _sharing(granularity: str, group_size: int) -> str:
     return {
         "tensor": "per tensor",
         "channel": "per output channel",
         "group": f"per group of {group_size} inputs",
     }[granularity]
-
-
-def _width(bits: int) -> int:
-    """The integer type that holds a code."""
-    return 8 if bits <= 8 else 16
