@@ -24,7 +24,8 @@ from tests.evaluation.toy import MorsePotential, copper, molecule
 
 from equibit import engine
 from equibit.interfaces.ase import Calculator, structure_from_atoms
-from equibit.structures import ModelError, Prediction, Structure, StructureError
+from equibit.models.shipped import resolve_model
+from equibit.structures import FileFormatError, ModelError, Prediction, Structure, StructureError
 
 
 def ethanol() -> Atoms:
@@ -189,9 +190,18 @@ def test_vibrations_and_processes_of_ase(tmp_path: Path) -> None:
         assert pool.map(Atoms.get_potential_energy, displaced) == expected
 
 
-def test_missing_model_is_reported_on_first_use() -> None:
-    atoms = Atoms("H2", positions=[[0, 0, 0], [0.7, 0, 0]], calculator=Calculator("no-such-model"))
-    with pytest.raises(ModelError, match="no-such-model"):
+def test_a_missing_model_is_reported_at_once_and_a_damaged_one_on_first_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="no model no-such-model"):
+        Calculator("no-such-model")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path("damaged.safetensors").write_bytes(b"model")
+    calculator = Calculator("damaged.safetensors")
+    monkeypatch.chdir("here")
+    atoms = Atoms("H2", positions=[[0, 0, 0], [0.7, 0, 0]], calculator=calculator)
+    with pytest.raises(FileFormatError, match=r"damaged\.safetensors"):
         atoms.get_potential_energy()
 
 
@@ -207,7 +217,7 @@ def test_names_are_loaded_with_their_dtype(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == []
     assert calculator.info.name == "morse"
     assert calculator.potential is calculator.potential
-    assert asked == [("ethanol-w4a8", "float64")]
+    assert asked == [(resolve_model("ethanol-w4a8"), "float64")]
 
 
 def test_import_and_construction_need_no_torch() -> None:

@@ -93,7 +93,8 @@ def predict(
         return
     console = Console(highlight=False, soft_wrap=True)
     resumed = f" ({run.resumed} of them by the interrupted run)" if run.resumed else ""
-    console.print(f"{run.written} structures written to {run.output}{resumed}")
+    written = "1 structure" if run.written == 1 else f"{run.written} structures"
+    console.print(f"{written} written to {run.output}{resumed}")
     if run.written > run.resumed:
         console.print(
             f"{run.structures_per_second:,.0f} structures/s, "

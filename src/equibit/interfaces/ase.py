@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ase.calculators.calculator import (
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from equibit.engine.potential import load_preferred
+from equibit.models.shipped import resolve_model
 from equibit.structures.errors import ModelError
 from equibit.structures.potential import Potential, PotentialInfo, Prediction
 from equibit.structures.structure import Structure
@@ -40,15 +42,16 @@ class Calculator(AseCalculator):
     ``PropertyNotImplementedError`` is raised, as its optimisers and barostats expect.
 
     Args:
-        model: name of a shipped model, path to a model file, or a ``Potential``. A name or path is
-            looked up and read on the first calculation.
+        model: name of a shipped model, path to a model file, or a ``Potential``. A file is read on
+            the first calculation.
         dtype: ``float32`` or ``float64``, the arithmetic of a model given by name or path; the
             model's own where None.
         kwargs: ASE's own (``atoms``, ``label``, ``directory``).
 
     Raises:
         TypeError: another keyword.
-        ModelError: ``model`` is neither; on calculation: no such model, or an element it never saw.
+        ModelError: no such model, or no model at all; on calculation: an element it never saw.
+        FileFormatError: on calculation: a damaged file.
         StructureError: on calculation: NaN or coinciding positions.
     """
 
@@ -64,10 +67,12 @@ class Calculator(AseCalculator):
             raise TypeError(f"Calculator takes no keyword {unknown}")
         super().__init__(**kwargs)
         self._source: str | os.PathLike[str] | None = None
+        self._file: Path | None = None
         self._potential: Potential | None = None
         self._dtype = dtype
         if isinstance(model, str | os.PathLike):
             self._source = model
+            self._file = resolve_model(Path(model)).absolute()  # the folder may change until then
         elif isinstance(model, Potential):
             if dtype is not None:
                 raise ModelError(
@@ -87,8 +92,8 @@ class Calculator(AseCalculator):
     def potential(self) -> Potential:
         """The model, read from its file on first use."""
         if self._potential is None:
-            assert self._source is not None
-            self._potential = load_preferred(self._source, dtype=self._dtype)
+            assert self._file is not None
+            self._potential = load_preferred(self._file, dtype=self._dtype)
         return self._potential
 
     @property
