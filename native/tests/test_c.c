@@ -15,10 +15,10 @@ static void check(int holds, const char *what) {
 
 #define ATOMS 9
 static const int32_t numbers[ATOMS] = {6, 6, 8, 1, 1, 1, 1, 1, 1};
-static const double ethanol[3 * ATOMS] = {
-    -0.748, -0.015, 0.024,  0.558, 0.420, -0.278, 1.293,  -0.202, -0.901,
-    -0.988, -0.850, -0.637, -1.316, 0.870, -0.227, -0.814, -0.312, 1.079,
-    0.496,  1.352,  -0.851, 1.117, 0.608, 0.649,  1.950,  0.441,  -1.086};
+static const double ethanol[3 * ATOMS] = {-0.748, -0.015, 0.024,  0.558,  0.420,  -0.278, 1.293,
+                                          -0.202, -0.901, -0.988, -0.850, -0.637, -1.316, 0.870,
+                                          -0.227, -0.814, -0.312, 1.079,  0.496,  1.352,  -0.851,
+                                          1.117,  0.608,  0.649,  1.950,  0.441,  -1.086};
 
 static void test_results(const equibit_model *model) {
   equibit_calculator *calculator = NULL;
@@ -34,7 +34,8 @@ static void test_results(const equibit_model *model) {
   check(equibit_make_calculator(model, ATOMS, numbers, 0.5, 1, &calculator) == EQUIBIT_OK, "make");
   memcpy(positions, ethanol, sizeof positions);
   check(equibit_compute(calculator, positions, NULL, NULL, &energy, atoms, forces, NULL) ==
-            EQUIBIT_OK, "compute");
+            EQUIBIT_OK,
+        "compute");
   for (int i = 0; i < ATOMS; ++i) sum += atoms[i];
   check(fabs(sum - energy) < 1e-9, "atomic energies add up");
   for (int k = 0; k < 3 * ATOMS; k += 5) {
@@ -52,21 +53,28 @@ static void test_results(const equibit_model *model) {
   check(isfinite(stress[0]) && fabs(stress[1] - stress[3]) < 1e-12, "stress");
 
   check(equibit_compute(calculator, positions, NULL, NULL, &up, NULL, NULL, stress) ==
-            EQUIBIT_BAD_STRUCTURE && strstr(equibit_error(), "stress") != NULL, "no cell, no stress");
+                EQUIBIT_BAD_STRUCTURE &&
+            strstr(equibit_error(), "stress") != NULL,
+        "no cell, no stress");
   positions[4] = NAN;
   check(equibit_compute(calculator, positions, NULL, NULL, &up, NULL, forces, NULL) ==
-            EQUIBIT_BAD_STRUCTURE, "NaN");
+            EQUIBIT_BAD_STRUCTURE,
+        "NaN");
   positions[4] = INFINITY;
   check(equibit_compute(calculator, positions, cell, NULL, &up, NULL, forces, NULL) ==
-            EQUIBIT_BAD_STRUCTURE, "infinity");
+            EQUIBIT_BAD_STRUCTURE,
+        "infinity");
   memcpy(positions, ethanol, sizeof positions);
   memcpy(positions, positions + 3, 3 * sizeof *positions);
   check(equibit_compute(calculator, positions, NULL, NULL, &up, NULL, forces, NULL) ==
-            EQUIBIT_BAD_STRUCTURE, "coinciding atoms");
+            EQUIBIT_BAD_STRUCTURE,
+        "coinciding atoms");
   check(equibit_compute(calculator, ethanol, NULL, NULL, &up, NULL, forces, NULL) == EQUIBIT_OK &&
-            up == energy, "a failure leaves the calculator as it was");
-  check(equibit_compute(calculator, NULL, NULL, NULL, &up, NULL, NULL, NULL) ==
-            EQUIBIT_BAD_ARGUMENT, "null positions");
+            up == energy,
+        "a failure leaves the calculator as it was");
+  check(
+      equibit_compute(calculator, NULL, NULL, NULL, &up, NULL, NULL, NULL) == EQUIBIT_BAD_ARGUMENT,
+      "null positions");
   equibit_free_calculator(calculator);
 }
 
@@ -80,20 +88,25 @@ static void test_refusals(const equibit_model *model, const char *path) {
 
   check(equibit_make_calculator(model, 2, fluorine, 0.5, 1, &calculator) == EQUIBIT_BAD_STRUCTURE &&
             strstr(equibit_error(), "atom 1 has atomic number 9") != NULL &&
-            strstr(equibit_error(), "it knows 1 6 8") != NULL, "an unknown element is named");
+            strstr(equibit_error(), "it knows 1 6 8") != NULL,
+        "an unknown element is named");
   check(equibit_make_calculator(model, INT64_MAX, numbers, 0.5, 1, &calculator) ==
-            EQUIBIT_BAD_ARGUMENT, "atoms beyond all memory");
+            EQUIBIT_BAD_ARGUMENT,
+        "atoms beyond all memory");
   check(equibit_make_calculator(model, 0, numbers, 0.5, 1, &calculator) == EQUIBIT_BAD_ARGUMENT,
         "no atoms");
-  check(equibit_make_calculator(model, ATOMS, numbers, NAN, 1, &calculator) ==
-            EQUIBIT_BAD_STRUCTURE, "a skin that is none");
-  check(equibit_make_calculator(model, ATOMS, numbers, 0.5, 0, &calculator) ==
-            EQUIBIT_BAD_ARGUMENT, "no threads");
+  check(
+      equibit_make_calculator(model, ATOMS, numbers, NAN, 1, &calculator) == EQUIBIT_BAD_STRUCTURE,
+      "a skin that is none");
+  check(equibit_make_calculator(model, ATOMS, numbers, 0.5, 0, &calculator) == EQUIBIT_BAD_ARGUMENT,
+        "no threads");
   check(equibit_load("/no/such/model", &none) == EQUIBIT_BAD_FILE &&
-            strstr(equibit_error(), "/no/such/model: No such file") != NULL, "no file");
+            strstr(equibit_error(), "/no/such/model: No such file") != NULL,
+        "no file");
   check(equibit_load(__FILE__, &none) == EQUIBIT_BAD_FILE &&
             strncmp(equibit_error(), __FILE__ ": this is not an equibit file",
-                    sizeof __FILE__ + 20) == 0, "a file of another kind is named");
+                    sizeof __FILE__ + 20) == 0,
+        "a file of another kind is named");
   check(equibit_load(NULL, &none) == EQUIBIT_BAD_ARGUMENT, "no path");
   check(size > 1000 && equibit_load_bytes(bytes, size, &none) == EQUIBIT_OK, "from memory");
   equibit_free_model(none);

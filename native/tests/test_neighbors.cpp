@@ -94,8 +94,7 @@ void test_search() {
                     {{2, 0, 0, 0, 2.5, 0, 0, 0, 1.5}, {true, true, true}}),
       random_system("triclinic", 40, 20.0,
                     {{6, 0.5, 0.2, -2.5, 5, 0.1, 1, -2, 7}, {true, true, true}}),
-      random_system("left-handed", 40, 20.0,
-                    {{0, 6, 0, 5, 0, 0, 1, 1, 7}, {true, true, true}}),
+      random_system("left-handed", 40, 20.0, {{0, 6, 0, 5, 0, 0, 1, 1, 7}, {true, true, true}}),
       random_system("slab", 60, 6.0, {{5, 0, 0, 1, 6, 0, 0, 0, 0}, {true, true, false}}),
       random_system("wire", 60, 5.0, {{0, 0, 0, 3, 1, 4, 0, 0, 0}, {false, true, false}}),
       random_system("thin wire", 2, 1.0, {{0, 0, 0, 0, 0, 0, 0.4, 0, 0}, {false, false, true}}),
@@ -143,8 +142,9 @@ void test_refusals() {
   check(refuses<StructureFault>({"", cube, {0, 0, 1e300}}), "an atom far outside the cell");
   check(refuses<StructureFault>({"", {{1, 0, 0, 2, 0, 0, 0, 0, 3}, {true, true, true}}, {0, 0, 0}}),
         "a flat cell");
-  check(refuses<StructureFault>({"", {{nan, 0, 0, 0, 9, 0, 0, 0, 9}, {true, true, true}}, {0, 0, 0}}),
-        "a cell that is NaN");
+  check(
+      refuses<StructureFault>({"", {{nan, 0, 0, 0, 9, 0, 0, 0, 9}, {true, true, true}}, {0, 0, 0}}),
+      "a cell that is NaN");
   check(refuses<StructureFault>(
             {"", {{1e-5, 0, 0, 0, 1e-5, 0, 0, 0, 1e-5}, {true, true, true}}, {0, 0, 0}}),
         "a tiny cell");
@@ -201,8 +201,7 @@ class Springs final : public Network {
 
 void test_evaluator() {
   Springs network;
-  System system =
-      random_system("", 80, 6.0, {{9, 0, 0, 0, 9, 0, 0, 0, 9}, {true, true, true}});
+  System system = random_system("", 80, 6.0, {{9, 0, 0, 0, 9, 0, 0, 0, 9}, {true, true, true}});
   Evaluator evaluator(network, std::vector<int32_t>(80, 1), system.cell, 0.6);
   std::vector<double> energies(80);
   const Outputs outputs{energies.data(), nullptr, nullptr};
@@ -213,7 +212,8 @@ void test_evaluator() {
   }
   check(evaluator.neighbor_builds() < 6, "the evaluator keeps its list");
   Evaluator resumed(network, std::vector<int32_t>(80, 1), system.cell, 0.6);
-  check(resumed.compute(system.positions.data(), outputs) == energy, "a resumed run has the same bits");
+  check(resumed.compute(system.positions.data(), outputs) == energy,
+        "a resumed run has the same bits");
   Cell wider = system.cell;
   wider.vectors[0] = 9.5;
   evaluator.set_cell(wider);

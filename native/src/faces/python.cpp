@@ -1,5 +1,7 @@
 // Python's face of the engine: arrays in, arrays out, the interpreter lock released in between.
 
+#include "faces/python.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -7,8 +9,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-
-#include "faces/python.h"
 
 #include <algorithm>
 #include <array>
@@ -129,11 +129,14 @@ NB_MODULE(_native, m) {
       });
   m.def("load", &load, nb::rv_policy::take_ownership, nb::arg("path"),
         nb::arg("kernels") = nb::none(), nb::arg("timed") = false);
-  m.def("float_rate", [](const std::optional<std::string>& name) {
-    const Kernels& kernels = kernels_named(name);
-    const nb::gil_scoped_release release;
-    return float_rate(kernels);
-  }, nb::arg("kernels") = nb::none());
+  m.def(
+      "float_rate",
+      [](const std::optional<std::string>& name) {
+        const Kernels& kernels = kernels_named(name);
+        const nb::gil_scoped_release release;
+        return float_rate(kernels);
+      },
+      nb::arg("kernels") = nb::none());
   m.def("take_stage_seconds", [] {
     double seconds[kStages];
     take_stage_seconds(seconds);

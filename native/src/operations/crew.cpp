@@ -75,9 +75,8 @@ void Crew::share(int64_t n, const std::function<void(int64_t, Workspace&)>& work
   if (pool_ == nullptr) {
     pool_ = std::make_unique<Pool>();
     for (int t = 1; t < threads_; ++t) {
-      pool_->helpers.emplace_back([pool = pool_.get(), workspace = workspaces_[t].get()] {
-        pool->help(*workspace);
-      });
+      pool_->helpers.emplace_back(
+          [pool = pool_.get(), workspace = workspaces_[t].get()] { pool->help(*workspace); });
     }
   }
   Pool& pool = *pool_;

@@ -4,8 +4,8 @@
 //   std::vector<double> energies(n), forces(3 * n);
 //   const double energy = evaluator.compute(positions, {energies.data(), forces.data(), nullptr});
 //
-// Once it is warm a call allocates nothing. The result depends on positions, cell and species alone,
-// to the last bit, not on earlier calls nor on the number of threads.
+// Once it is warm a call allocates nothing. The result depends on positions, cell and species
+// alone, to the last bit, not on earlier calls nor on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,9 @@ namespace equibit {
 /// For one thread at a time; the network may be shared and must outlive it.
 class Evaluator {
  public:
-  /// Species [n_atoms] index the network's elements; skin in Å. More threads than one pay from a few
-  /// hundred atoms on. Throws StructureFault where there is no atom or a species is out of range.
+  /// Species [n_atoms] index the network's elements; skin in Å. More threads than one pay from a
+  /// few hundred atoms on. Throws StructureFault where there is no atom or a species is out of
+  /// range.
   Evaluator(const Network& network, std::vector<int32_t> species, const Cell& cell, double skin,
             int threads = 1);
 

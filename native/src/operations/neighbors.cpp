@@ -13,10 +13,10 @@
 namespace equibit {
 namespace {
 
-constexpr int64_t kAllPairs = 48;       // atoms of an open system of which every pair is listed
+constexpr int64_t kAllPairs = 48;         // atoms of an open system of which every pair is listed
 constexpr double kMostTests = 1e5;        // distances to measure around one atom
 constexpr int64_t kMostNeighbors = 4096;  // of one atom; matter at its densest has hundreds
-constexpr double kLargestShift = 1e9;   // cells between an atom and the origin
+constexpr double kLargestShift = 1e9;     // cells between an atom and the origin
 
 using Vector = std::array<double, 3>;
 
@@ -87,9 +87,11 @@ constexpr const char* kTooThin =
 
 [[noreturn]] void too_many(size_t atom, double reach) {
   char text[160];
-  std::snprintf(text, sizeof text,
-                "atom %zu has more than %lld neighbours within %.3g Å; check the cell and the units "
-                "of length", atom, static_cast<long long>(kMostNeighbors), reach);
+  std::snprintf(
+      text, sizeof text,
+      "atom %zu has more than %lld neighbours within %.3g Å; check the cell and the units "
+      "of length",
+      atom, static_cast<long long>(kMostNeighbors), reach);
   throw StructureFault(text);
 }
 
@@ -113,10 +115,11 @@ constexpr const char* kTooThin =
     image |= list.vectors[3 * pair + k] != positions[3 * second + k] - positions[3 * first + k];
   }
   char text[192];
-  std::snprintf(text, sizeof text,
-                "atom %lld and %satom %d coincide: they are %.3g Å apart, and at least %g Å is needed%s",
-                static_cast<long long>(first), image ? "a periodic image of " : "", second,
-                std::sqrt(closest), kMinDistance, image ? "; check the cell" : "");
+  std::snprintf(
+      text, sizeof text,
+      "atom %lld and %satom %d coincide: they are %.3g Å apart, and at least %g Å is needed%s",
+      static_cast<long long>(first), image ? "a periodic image of " : "", second,
+      std::sqrt(closest), kMinDistance, image ? "; check the cell" : "");
   throw Coincidence(text);
 }
 
@@ -277,7 +280,8 @@ void Neighbors::search(int64_t n_atoms, const double* positions, const Cell& cel
               square += d * d;
             }
             if (square < reach * reach) candidates_.push_back(candidate);
-            if (static_cast<int64_t>(candidates_.size()) > begin + kMostNeighbors) too_many(i, reach);
+            if (static_cast<int64_t>(candidates_.size()) > begin + kMostNeighbors)
+              too_many(i, reach);
           }
         }
       }

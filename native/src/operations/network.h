@@ -48,8 +48,8 @@ struct EnergyReference {
 };
 
 /// The end of every evaluation: atomic energies from ε [n_atoms], and where asked for forces and
-/// virial of the laboratory from the gradients of the edges, [n_edges][edge_gradients(L)] (null where
-/// not), which are those of the turned pairs r Q.
+/// virial of the laboratory from the gradients of the edges, [n_edges][edge_gradients(L)] (null
+/// where not), which are those of the turned pairs r Q.
 void finish(const PairList& pairs, const EdgeGeometry& geometry, int max_degree,
             const double rotation[9], const EnergyReference& reference, const int32_t* species,
             const float* energies, const float* edge_gradients, Workspace& workspace, Crew& crew,

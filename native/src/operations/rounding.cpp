@@ -322,8 +322,8 @@ std::vector<float> octant_codewords(int bits) {
 void round_vectors(const Kernels& kernels, const VectorRounding& how, int64_t atoms, int components,
                    int channels, const float* v, float* rounded) {
   if (in_kernels(how, components)) {
-    kernels.round_vectors(atoms, components, channels, v, how.magnitude, how.direction, on_cube(how),
-                          rounded);
+    kernels.round_vectors(atoms, components, channels, v, how.magnitude, how.direction,
+                          on_cube(how), rounded);
     return;
   }
   for (int64_t i = 0; i < atoms; ++i) {

@@ -1,5 +1,5 @@
-// Rounding with steps that a model learned, and of directions to codewords on the sphere. What finds
-// its steps anew in every row is in the kernels.
+// Rounding with steps that a model learned, and of directions to codewords on the sphere. What
+// finds its steps anew in every row is in the kernels.
 #pragma once
 
 #include <cstdint>

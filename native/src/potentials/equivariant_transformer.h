@@ -49,7 +49,7 @@ class EquivariantTransformer final : public Network {
   struct Layer {
     std::vector<float> norm_gain, norm_bias, query_factor, table;
     std::vector<uint16_t> half_table, half_differences;  // where the reverse pass is in halves
-    float query_step, key_step;  // that were learned, or 0
+    float query_step, key_step;                          // that were learned, or 0
     Product qkv, output;
     std::vector<float> update_gain, update_bias;
     std::vector<Product> mix;  // by degree

@@ -41,36 +41,34 @@ void spline_coefficients(const std::vector<double>& values, double first_slope, 
 }  // namespace
 
 struct So3krates::Layer {
-  // Both radial filters and their slopes in 1 − e^{−d}, each [splines][stride]; slopes have a table of
-  // their own, since differences of float32 coefficients would leave them but five digits.
+  // Both radial filters and their slopes in 1 − e^{−d}, each [splines][stride]; slopes have a table
+  // of their own, since differences of float32 coefficients would leave them but five digits.
   std::vector<float> table, slope_table;
-  Product radial_first, radial[2];         // where there are no tables; hidden layers side by side
-  Product spherical_first, spherical[2];   // of both filters: hidden layers side by side
-  Product atoms;                           // q, k of both branches and v, side by side
-  std::vector<float> query_factor[2];      // per head
-  float query_step[2], key_step[2];        // that were learned, or 0
+  Product radial_first, radial[2];        // where there are no tables; hidden layers side by side
+  Product spherical_first, spherical[2];  // of both filters: hidden layers side by side
+  Product atoms;                          // q, k of both branches and v, side by side
+  std::vector<float> query_factor[2];     // per head
+  float query_step[2], key_step[2];       // that were learned, or 0
   Product interaction;
 };
 
 struct So3krates::State {
-  float *x, *chi;                   // before the interaction
-  float* atoms;                     // [n][5F] products of the layer's input
+  float *x, *chi;  // before the interaction
+  float* atoms;    // [n][5F] products of the layer's input
   float *query[2], *query_inverse[2], *key[2], *key_inverse[2], *scaled[2], *rounded[2];
-  float* difference;                // [n_pairs][components] χ_j − χ_i
-  float* before;                    // [n_pairs][2·F/4] of SiLU
-  float *filters, *slopes;          // [n_pairs][stride]
-  float *z[2], *alpha[2];           // [n_edges][heads]
-  float* mixed;                     // [n][F + |D|] a, b
-  float* radial_before;             // [n_pairs][2F] of SiLU, where there are no tables
+  float* difference;        // [n_pairs][components] χ_j − χ_i
+  float* before;            // [n_pairs][2·F/4] of SiLU
+  float *filters, *slopes;  // [n_pairs][stride]
+  float *z[2], *alpha[2];   // [n_edges][heads]
+  float* mixed;             // [n][F + |D|] a, b
+  float* radial_before;     // [n_pairs][2F] of SiLU, where there are no tables
   // What learned steps clipped of the inputs of products.
   uint8_t *atoms_clips, *mixed_clips, *first_clips, *radial_clips[2], *spherical_clips[2];
 };
 
 So3krates::~So3krates() = default;
 
-RadialGrid So3krates::grid() const {
-  return {config_.cutoff, kSplines, RadialGrid::Kind::kCosine};
-}
+RadialGrid So3krates::grid() const { return {config_.cutoff, kSplines, RadialGrid::Kind::kCosine}; }
 
 So3krates::So3krates(const So3kratesConfig& config, const Tensors& tensors, const Kernels& kernels)
     : config_(config), kernels_(&kernels) {
@@ -103,15 +101,15 @@ So3krates::So3krates(const So3kratesConfig& config, const Tensors& tensors, cons
     if (c.tabulated) {
       tabulate(tensors, name, layer);
     } else {
-      layer.radial_first = Product(kernels, tensors, name + "radial.first", c.radial_basis, 2 * F,
-                                   true, c.elements);
+      layer.radial_first =
+          Product(kernels, tensors, name + "radial.first", c.radial_basis, 2 * F, true, c.elements);
       for (int branch = 0; branch < 2; ++branch) {
         const std::string second = name + "radial." + std::to_string(branch) + ".second";
         layer.radial[branch] = Product(kernels, tensors, second, F, F, true, c.elements);
       }
     }
-    layer.spherical_first = Product(kernels, tensors, name + "spherical.first", degrees_,
-                                    2 * hidden, true, c.elements);
+    layer.spherical_first =
+        Product(kernels, tensors, name + "spherical.first", degrees_, 2 * hidden, true, c.elements);
     layer.spherical[0] =
         Product(kernels, tensors, name + "spherical.0", hidden, F, true, c.elements);
     layer.spherical[1] =
@@ -473,8 +471,8 @@ void So3krates::Evaluation::attend(size_t index, int64_t begin, int64_t end, Wor
   const int64_t n = end - begin, first = edges_.first[begin], last = edges_.first[end];
   for (int branch = 0; branch < 2; ++branch) {
     const int h = heads(branch);
-    k_.edge_dots(edges_, products(s, branch), s.scaled[branch], F, s.rounded[branch], F, begin,
-                 end, s.z[branch]);
+    k_.edge_dots(edges_, products(s, branch), s.scaled[branch], F, s.rounded[branch], F, begin, end,
+                 s.z[branch]);
     for (int64_t e = first; e < last; ++e) {
       const float envelope = edges_.envelope[2 * edges_.pair[e]];
       for (int k = 0; k < h; ++k) s.alpha[branch][e * h + k] = envelope * s.z[branch][e * h + k];
@@ -534,11 +532,14 @@ const float* So3krates::Evaluation::backward() {
   edge_gradient_ = workspace_.zeros<float>(n_edges * edge_gradients(c_.degrees.back()));
   each_atoms([&](int64_t b, int64_t e, Workspace& local) { head_backward(b, e, local); });
   for (size_t index = network_.layers_.size(); index-- > 0;) {
-    each_atoms([&](int64_t b, int64_t e, Workspace& local) { interact_backward(index, b, e, local); });
+    each_atoms(
+        [&](int64_t b, int64_t e, Workspace& local) { interact_backward(index, b, e, local); });
     each_atoms([&](int64_t b, int64_t e, Workspace&) { attend_backward(index, b, e); });
-    each_pairs([&](int64_t b, int64_t e, Workspace& local) { filter_backward(index, b, e, local); });
+    each_pairs(
+        [&](int64_t b, int64_t e, Workspace& local) { filter_backward(index, b, e, local); });
     if (index == 0) break;  // the embedding and χ = 0 do not depend on positions
-    each_atoms([&](int64_t b, int64_t e, Workspace& local) { prepare_backward(index, b, e, local); });
+    each_atoms(
+        [&](int64_t b, int64_t e, Workspace& local) { prepare_backward(index, b, e, local); });
   }
   return edge_gradient_;
 }
@@ -548,7 +549,8 @@ void So3krates::Evaluation::head_backward(int64_t begin, int64_t end, Workspace&
   float* seed = local.take<float>(n);
   float* hidden = local.take<float>(n * F);
   for (int64_t i = 0; i < n; ++i) {
-    seed[i] = static_cast<float>(network_.reference_.scale[static_cast<size_t>(species_[begin + i])]);
+    seed[i] =
+        static_cast<float>(network_.reference_.scale[static_cast<size_t>(species_[begin + i])]);
   }
   network_.head_second_.backward(n, seed, 1, hidden, F, false, local);
   k_.silu_backward(n * F, before_ + begin * F, hidden);
@@ -655,8 +657,8 @@ void So3krates::Evaluation::filter_backward(size_t index, int64_t begin, int64_t
   radial_gradients(index, begin, end, d_filters, local);
   for (int64_t p = begin; p < end; ++p) {
     each_degree([&](int k, int degree, int column) {
-      const float twice = 2.0f * d_norms[(p - begin) * D + k] /
-                          std::sqrt(static_cast<float>(2 * degree + 1));
+      const float twice =
+          2.0f * d_norms[(p - begin) * D + k] / std::sqrt(static_cast<float>(2 * degree + 1));
       for (int m = 0; m < 2 * degree + 1; ++m) {
         const int64_t at = p * M + column + m;
         d_difference_[at] = twice * s.difference[at];

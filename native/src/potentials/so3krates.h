@@ -28,8 +28,8 @@ struct So3kratesConfig {
 
 class So3krates final : public Network {
  public:
-  /// Throws ModelFault where the tensors do not fit the configuration. Radial networks are tabulated
-  /// here, to float32 round-off, unless rounded activations make them staircases.
+  /// Throws ModelFault where the tensors do not fit the configuration. Radial networks are
+  /// tabulated here, to float32 round-off, unless rounded activations make them staircases.
   So3krates(const So3kratesConfig& config, const Tensors& tensors, const Kernels& kernels);
   ~So3krates() override;
 
@@ -53,8 +53,8 @@ class So3krates final : public Network {
 
   So3kratesConfig config_;
   const Kernels* kernels_;
-  int degrees_, components_;        // |D| and Σ(2ℓ+1)
-  int64_t stride_;                  // of a row of the table, 2F padded
+  int degrees_, components_;  // |D| and Σ(2ℓ+1)
+  int64_t stride_;            // of a row of the table, 2F padded
   EnergyReference reference_;
   std::vector<float> embedding_, ones_;
   std::vector<Layer> layers_;
