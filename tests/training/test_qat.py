@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,9 @@ from equibit.quantization.quantizers import ScalarQuantizer
 from equibit.quantization.recipes import Recipe, WeightSpec, get_recipe
 from equibit.structures import ConfigError, DatasetError, ModelError
 from equibit.training.batches import Collator
+from equibit.training.checkpoints import ContainerCheckpointIO
 from equibit.training.config import RunConfig
+from equibit.training.distillation import labelled_by
 from equibit.training.fit import Fit, fit
 from equibit.training.qat import (
     CONTROL,
@@ -117,6 +120,27 @@ def test_forces_are_learned_where_there_are_any(trained: TrainingResult, tmp_pat
     assert fitting(config, [*bare, TRAIN[0]]) == config, "one without forces is a mistake to name"
     by_parent = settings(trained, tmp_path, labels="parent")
     assert fitting(by_parent, bare) == by_parent, "the parent labels them"
+
+
+def test_the_last_epoch_is_kept_and_found_again(trained: TrainingResult, tmp_path: Path) -> None:
+    """Validation labels are the parent's own answers, which training leaves further and further."""
+    asked = settings(trained, tmp_path, recipe=CONTROL, epochs=3, learning_rate=0.01)
+    held_out = labelled_by(load_potential(trained.model), VALIDATION)
+    result = quantize(asked, TRAIN, held_out, data=DATA, progress=False)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert float(rows[-1]["val_loss"]) > float(rows[0]["val_loss"])
+    assert result.metrics["val_loss"] == float(rows[-1]["val_loss"])
+    last = ContainerCheckpointIO().load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
+    network, _ = load_network(result.model)
+    for name, value in network.named_parameters():
+        kept = last["state_dict"][f"network.{name}"].to(value)
+        torch.testing.assert_close(value, kept, rtol=1e-6, atol=1e-9)
+    before = result.model.read_bytes()
+    result.model.unlink()
+    (tmp_path / "summary.json").unlink()
+    again = quantize(asked, TRAIN, held_out, data=DATA, progress=False)
+    assert again.model.read_bytes() == before
+    assert again.metrics == result.metrics
 
 
 def test_the_figures_are_those_of_the_written_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -30,11 +31,11 @@ VALIDATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Fit:
-    """How a fit ended; the module then holds the averaged weights of its best validation.
+    """How a fit ended; the module then holds the averaged weights of the epoch that was kept.
 
     Attributes:
         best_validation: lowest validation loss, None without any validation.
-        metrics: the figures of that validation, or of the last epoch without any.
+        metrics: the figures of the epoch that was kept.
     """
 
     best_validation: float | None
@@ -49,10 +50,21 @@ def fit(
     optimization: OptimizationConfig,
     run: RunConfig,
     checkpoint: Path | None = None,
+    keep: Literal["best", "last"] = "best",
     callbacks: tuple[lightning.Callback, ...] = (),
     progress: bool = True,
 ) -> Fit:
     """Train a module, from a checkpoint on if one is given.
+
+    Args:
+        module: what is trained.
+        train, validation: what it learns from and what it is judged by.
+        optimization, run: how and where.
+        checkpoint: of an earlier session of the same run.
+        keep: the epoch whose averaged weights the module ends with, by validation loss or simply
+            the last. Without any validation it is the last.
+        callbacks: beside those that every fit has.
+        progress: show a progress bar with the time left.
 
     Raises:
         KeyboardInterrupt: stopped by the user; the last checkpoint is complete.
@@ -60,7 +72,7 @@ def fit(
     loader = training_loader(train, optimization.batch_size, run.seed)
     history = History(run.output / "metrics.csv")
     with _quiet_lightning():
-        trainer, best = _trainer(optimization, run, (history, *callbacks), progress)
+        trainer, best, last = _trainer(optimization, run, (history, *callbacks), progress)
         with _interruptible(trainer):
             trainer.fit(
                 module,
@@ -68,14 +80,15 @@ def fit(
                 validation_loader(validation, VALIDATION_BATCH),
                 ckpt_path=checkpoint,
             )
-    if best.best_model_path:
-        state = ContainerCheckpointIO().load_checkpoint(best.best_model_path)
-        module.load_state_dict(state["state_dict"])
+    if keep == "best" and best.best_model_path:
+        kept, metrics = best.best_model_path, history.best()
+    else:
+        # A finished run that is called again has trained nothing, so its weights are in the file.
+        kept, metrics = last.best_model_path or str(checkpoint), history.last()
+    state = ContainerCheckpointIO().load_checkpoint(kept)
+    module.load_state_dict(state["state_dict"])
     score = best.best_model_score
-    return Fit(
-        best_validation=None if score is None else float(score),
-        metrics=history.best(),
-    )
+    return Fit(best_validation=None if score is None else float(score), metrics=metrics)
 
 
 def process_grid(run: RunConfig) -> tuple[int, int]:
@@ -115,7 +128,7 @@ def _trainer(
     run: RunConfig,
     extra: tuple[lightning.Callback, ...],
     progress: bool,
-) -> tuple[lightning.Trainer, ModelCheckpoint]:
+) -> tuple[lightning.Trainer, ModelCheckpoint, ModelCheckpoint]:
     folder = run.output / "checkpoints"
     best = ModelCheckpoint(
         folder, filename="best", monitor="val_loss", save_top_k=1, enable_version_counter=False
@@ -126,7 +139,8 @@ def _trainer(
         filename="last",
         save_top_k=1,
         monitor=None,
-        every_n_epochs=run.checkpoint_every,
+        # The last epoch of all is one of them.
+        every_n_epochs=math.gcd(run.checkpoint_every, optimization.epochs),
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
@@ -170,7 +184,7 @@ def _trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    return trainer, best
+    return trainer, best, last
 
 
 @contextmanager

@@ -47,20 +47,29 @@ class History(lightning.Callback):
 
     def best(self) -> dict[str, float]:
         """Figures of the epoch with the lowest validation loss, or of the last without any."""
-        rows = self._rows or self._read()
-        validated = [row for row in rows if row.get("val_loss")]
-        if validated:
-            row = min(validated, key=lambda row: float(row["val_loss"]))
-        else:
-            row = rows[-1] if rows else {}
-        return {
-            name: float(value)
-            for name, value in row.items()
-            if value not in (None, "") and name not in ("epoch", "learning_rate")
-        }
+        validated = [row for row in self._all() if row.get("val_loss")]
+        if not validated:
+            return self.last()
+        return _figures(min(validated, key=lambda row: float(row["val_loss"])))
+
+    def last(self) -> dict[str, float]:
+        """Figures of the last epoch."""
+        rows = self._all()
+        return _figures(rows[-1]) if rows else {}
+
+    def _all(self) -> list[dict[str, Any]]:
+        return self._rows or self._read()
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
             return list(csv.DictReader(file))
+
+
+def _figures(row: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if value not in (None, "") and name not in ("epoch", "learning_rate")
+    }

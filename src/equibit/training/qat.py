@@ -205,6 +205,8 @@ def quantize(
             optimization=config.optimization,
             run=config.run,
             checkpoint=checkpoint,
+            # Codes that flip make validation jump, and the lowest of its jumps comes too early.
+            keep="last",
             progress=progress,
         )
     if recipe is not None:
