@@ -34,7 +34,8 @@ Generator = np.random.Generator
 
 CORPUS = Path(__file__).resolve().parents[2] / "native" / "fuzz" / "corpus"
 CASES = CORPUS / "structure-cases.json"
-MODELS = ("fp32", "w4a8", "w8a16-degree-two", "so3krates")
+# A shipped one for its size: edges of tiny models are not reversed in 16-bit floats.
+MODELS = ("fp32", "w4a8", "w8a16-degree-two", "so3krates", "ethanol-w4a8")
 MEMORY = 4 << 30  # bytes that a process of many cases may have
 
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 1.7e308, -1e200, 1e20, 1e9, 1e5]
@@ -109,7 +110,7 @@ def _make_case(g: Generator) -> Case:
         pbc = _pick(g, [True, [True], [True] * 4, [], None, "yes", [1, 0, 2], [None] * 3])
     plain = g.random() < 0.85
     return Case(
-        model=str(_pick(g, MODELS, [3, 3, 2, 2])),
+        model=str(_pick(g, MODELS, [3, 2, 2, 2, 3])),
         way=str(_pick(g, list(WAYS), [8, 5, 2, 2, 1])),
         numbers=numbers,
         positions=positions,
@@ -203,8 +204,9 @@ def _misshapen(g: Generator, values: Any) -> Any:
 
 @cache
 def potential(model: str, threads: int) -> engine.NativePotential:
-    """Of a file in the corpus of the model loader's fuzzer."""
-    return engine.load(CORPUS / "model" / model, threads=threads)
+    """A shipped one, or of a file in the corpus of the model loader's fuzzer."""
+    file = CORPUS / "model" / model
+    return engine.load(file if file.exists() else model, threads=threads)
 
 
 SANE = Structure([6, 8, 1], [[0, 0, 0], [1.2, 0.1, 0], [-0.6, 0.9, 0.2]])
