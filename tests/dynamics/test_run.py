@@ -253,8 +253,12 @@ def test_more_steps_prolong_a_run_to_the_last_bit(tmp_path: Path, changes: dict[
 def test_a_run_is_prolonged_only_as_it_was_begun(tmp_path: Path) -> None:
     run_dynamics(MODEL, ETHANOL, settings(), tmp_path)
     for changes in ({"seed": 1}, {"timestep": 0.25}, {"sample_every": 25}):
-        with pytest.raises(ConfigError, match="another run"):
+        ((name, value),) = changes.items()
+        said = rf"another run \({name} [\d.]+ there, {value} here\)"
+        with pytest.raises(ConfigError, match=said):
             run_dynamics(MODEL, ETHANOL, settings(steps=400, **changes), tmp_path)
+    with pytest.raises(ConfigError, match=r"another run \(other model or structure\)"):
+        run_dynamics(LOW_BIT, ETHANOL, settings(steps=400), tmp_path)
     with pytest.raises(ConfigError, match="holds 200 steps of this run, more than the 100 asked"):
         run_dynamics(MODEL, ETHANOL, settings(steps=100), tmp_path)
     outlook = foresee(MODEL, ETHANOL, settings(steps=400), tmp_path)

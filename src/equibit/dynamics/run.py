@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -507,7 +507,7 @@ class _Run:
         try:
             asked = int(header["settings"]["steps"])
             if header["job"] != self.job(asked):
-                raise self._other_run()
+                raise self._other_run(header["settings"])
             if header["step"] > self.settings.steps:
                 raise ConfigError(
                     f"{self.folder} holds {header['step']} steps of this run, more than the "
@@ -541,10 +541,18 @@ class _Run:
                 f"{path} is no checkpoint of a run ({error}); start afresh (--restart)"
             ) from error
 
-    def _other_run(self) -> ConfigError:
+    def _other_run(self, settings: Mapping[str, Any] | None = None) -> ConfigError:
+        other = "other model, structure or settings"
+        if settings is not None:
+            differences = [
+                f"{name} {settings.get(name)} there, {value} here"
+                for name, value in self.settings.physics().items()
+                if name != "steps" and settings.get(name) != value
+            ]
+            other = "; ".join(differences) or "other model or structure"
         return ConfigError(
-            f"{self.folder} holds another run (other model, structure or settings): name another "
-            "folder, or start afresh (--restart)"
+            f"{self.folder} holds another run ({other}): name another folder, or start afresh "
+            "(--restart)"
         )
 
     def finish(self, point: _Point) -> DynamicsResult:
