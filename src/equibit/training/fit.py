@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -30,16 +30,36 @@ VALIDATION_BATCH = 64
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """One that a fit kept.
+
+    Attributes:
+        weights: checkpoint with the averaged weights.
+        metrics: figures, as the learning curve has them.
+    """
+
+    weights: Path
+    metrics: dict[str, float]
+
+    def load(self, module: lightning.LightningModule) -> None:
+        """Give a module the averaged weights."""
+        state = ContainerCheckpointIO().load_checkpoint(self.weights)
+        module.load_state_dict(state["state_dict"])
+
+
+@dataclass(frozen=True)
 class Fit:
-    """How a fit ended; the module then holds the averaged weights of the epoch that was kept.
+    """How a fit ended.
 
     Attributes:
         best_validation: lowest validation loss, None without any validation.
-        metrics: the figures of the epoch that was kept.
+        best: the epoch of that validation, the last one without any.
+        last: the last epoch.
     """
 
     best_validation: float | None
-    metrics: dict[str, float]
+    best: Epoch
+    last: Epoch
 
 
 def fit(
@@ -50,7 +70,6 @@ def fit(
     optimization: OptimizationConfig,
     run: RunConfig,
     checkpoint: Path | None = None,
-    keep: Literal["best", "last"] = "best",
     callbacks: tuple[lightning.Callback, ...] = (),
     progress: bool = True,
 ) -> Fit:
@@ -61,8 +80,6 @@ def fit(
         train, validation: what it learns from and what it is judged by.
         optimization, run: how and where.
         checkpoint: of an earlier session of the same run.
-        keep: the epoch whose averaged weights the module ends with, by validation loss or simply
-            the last. Without any validation it is the last.
         callbacks: beside those that every fit has.
         progress: show a progress bar with the time left.
 
@@ -80,15 +97,11 @@ def fit(
                 validation_loader(validation, VALIDATION_BATCH),
                 ckpt_path=checkpoint,
             )
-    if keep == "best" and best.best_model_path:
-        kept, metrics = best.best_model_path, history.best()
-    else:
-        # A finished run that is called again has trained nothing, so its weights are in the file.
-        kept, metrics = last.best_model_path or str(checkpoint), history.last()
-    state = ContainerCheckpointIO().load_checkpoint(kept)
-    module.load_state_dict(state["state_dict"])
+    ended = Epoch(Path(last.best_model_path), history.last())
     score = best.best_model_score
-    return Fit(best_validation=None if score is None else float(score), metrics=metrics)
+    if score is None:
+        return Fit(None, ended, ended)
+    return Fit(float(score), Epoch(Path(best.best_model_path), history.best()), ended)
 
 
 def process_grid(run: RunConfig) -> tuple[int, int]:

@@ -46,10 +46,8 @@ class History(lightning.Callback):
             writer.writerows(self._rows)
 
     def best(self) -> dict[str, float]:
-        """Figures of the epoch with the lowest validation loss, or of the last without any."""
+        """Figures of the epoch with the lowest validation loss."""
         validated = [row for row in self._all() if row.get("val_loss")]
-        if not validated:
-            return self.last()
         return _figures(min(validated, key=lambda row: float(row["val_loss"])))
 
     def last(self) -> dict[str, float]:

@@ -45,11 +45,16 @@ from equibit.quantization.convert import (
 from equibit.quantization.recipes import Recipe, get_recipe
 from equibit.quantization.smoothing import smooth_
 from equibit.structures import Structure
-from equibit.training.batches import Collator, LabelledBatch
+from equibit.training.batches import Collator, LabelledBatch, validation_loader
 from equibit.training.config import LossConfig, OptimizationConfig, RunConfig, StrictModel
 from equibit.training.distillation import labelled_by
-from equibit.training.fit import Fit, fit, is_main_process
-from equibit.training.module import ForceField
+from equibit.training.fit import VALIDATION_BATCH, Fit, fit, is_main_process
+from equibit.training.module import (
+    ForceField,
+    energy_force_loss,
+    label_errors,
+    step_function,
+)
 from equibit.training.reconstruction import reconstruct
 from equibit.training.run import (
     MODEL,
@@ -66,6 +71,7 @@ from equibit.training.run import (
 )
 
 CONTROL = "fp32"
+JUMP = 0.05  # of a validation loss, from epoch to epoch, by codes that flip
 
 
 class QuantizationConfig(StrictModel):
@@ -190,9 +196,11 @@ def quantize(
         if epochs > 0:
             refit_shift(network, train)
     training, held_out = (Collator(part, network, forces=forces) for part in (train, validation))
-    fitted = Fit(None, {})
+    best_validation: float | None = None
+    metrics: dict[str, float] = {}
     if epochs == 0:
         claim_folder(config, output, resume=resume)
+        finish(network, train)
     else:
         total_steps = steps_per_epoch(len(train), config.run, config.batch_size) * epochs
         module = QuantizedForceField(network, config, total_steps)
@@ -205,22 +213,11 @@ def quantize(
             optimization=config.optimization,
             run=config.run,
             checkpoint=checkpoint,
-            # Codes that flip make validation jump, and the lowest of its jumps comes too early.
-            keep="last",
             progress=progress,
         )
-    if recipe is not None:
-        set_branch(network, scalars=True, vectors=True)
-        freeze_(network)
-    refit_shift(network, train)
-    metrics = dict(fitted.metrics)
-    if metrics:  # of the weights before they were frozen and their energies moved
-        metrics["val_energy_mae_meV"] = 1e3 * float(
-            np.abs(energy_errors(network, validation)).mean()
-        )
-    result = TrainingResult(
-        output / MODEL, fitted.best_validation, metrics, time.monotonic() - started
-    )
+        best_validation = fitted.best_validation
+        network, metrics = finished(module, fitted, train, validation)
+    result = TrainingResult(output / MODEL, best_validation, metrics, time.monotonic() - started)
     record = {
         **data,
         "parent": parent,
@@ -233,6 +230,52 @@ def quantize(
     if is_main_process():
         write_summary(output, network, result, record)
     return result
+
+
+def finish(network: AtomisticNetwork, train: Sequence[Structure]) -> None:
+    """Round everything for good, and move the energies of the elements once more."""
+    if network.recipe is not None:
+        set_branch(network, scalars=True, vectors=True)
+        freeze_(network)
+    refit_shift(network, train)
+
+
+def finished(
+    module: QuantizedForceField,
+    fitted: Fit,
+    train: Sequence[Structure],
+    validation: Sequence[Structure],
+) -> tuple[AtomisticNetwork, dict[str, float]]:
+    """The network as it will be written, and its figures.
+
+    The last epoch's, unless that of the best validation is better by more than ``JUMP`` once both
+    are finished: validation jumps while codes flip, and the best of its jumps is most often an
+    epoch before the rate had come down. Methods that diverge keep their best.
+    """
+    ends = []
+    for epoch in (fitted.last, fitted.best):
+        epoch.load(module)
+        network = copy.deepcopy(module.network)
+        finish(network, train)
+        ends.append((network, epoch.metrics, mean_loss(network, validation, module.loss)))
+    last, best = ends
+    network, metrics, _ = best if best[2] < (1 - JUMP) * last[2] else last
+    # The learning curve has energies before they were moved.
+    energies = 1e3 * float(np.abs(energy_errors(network, validation)).mean())
+    return network, {**metrics, "val_energy_mae_meV": energies}
+
+
+def mean_loss(
+    network: AtomisticNetwork, structures: Sequence[Structure], loss: LossConfig
+) -> float:
+    """Mean loss of structures in batches of equal size."""
+    collator = Collator(structures, network, forces=not loss.energies_alone)
+    function, total = step_function(loss), 0.0
+    for batch in validation_loader(collator, VALIDATION_BATCH):
+        energy_error, force_error = label_errors(network, batch, function)
+        value = energy_force_loss(energy_error, force_error, batch.n_atoms, loss)
+        total += float(value.detach()) * len(batch.energies)
+    return total / len(structures)
 
 
 class QuantizedForceField(ForceField):

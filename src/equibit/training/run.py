@@ -242,10 +242,11 @@ def train(config: TrainingConfig, *, resume: bool = True, progress: bool = True)
         checkpoint=checkpoint,
         progress=progress,
     )
+    fitted.best.load(module)
     result = TrainingResult(
         model=output / MODEL,
         best_validation=fitted.best_validation,
-        metrics=fitted.metrics,
+        metrics=fitted.best.metrics,
         seconds=time.monotonic() - started,
     )
     if is_main_process():
