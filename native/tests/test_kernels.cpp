@@ -111,9 +111,9 @@ void test_product(const Kernels& kernels, int rows, int in, int out, int bits, i
   check(worst <= 2e-6 * scale, what + ": error " + std::to_string(worst / scale));
 }
 
-void test_heads_and_norms(const Kernels& kernels) {
+void test_norms(const Kernels& kernels) {
   // Derivatives along a random direction against differences.
-  const int rows = 5, n = 24;
+  const int rows = 19, n = 24;  // more rows than one stage takes at once
   const auto x = random(rows * n), gain = random(n), bias = random(n), dy = random(rows * n),
              direction = random(rows * n);
   std::vector<float> normal(x.size()), inverse(rows), y(x.size()), dx(x.size(), 0.0f);
@@ -134,6 +134,106 @@ void test_heads_and_norms(const Kernels& kernels) {
   for (size_t k = 0; k < dx.size(); ++k) analytic += static_cast<double>(dx[k]) * direction[k];
   check(std::abs(numerical - analytic) < 2e-3 * std::abs(analytic) + 1e-2,
         std::string(kernels.name) + " layer_norm derivative");
+}
+
+/// Whether value is wanted to float32's accuracy, `scale` being what was summed.
+bool near(double value, double wanted, double scale = 1.0) {
+  return std::abs(value - wanted) <= 3e-6 * std::max(scale, std::abs(wanted));
+}
+
+void test_heads(const Kernels& kernels, int heads, int width) {
+  const int rows = 19, n = heads * width, ld = n + 3, highest = 127;
+  const auto x = random(rows * ld), dy = random(rows * ld), factor = random(heads);
+  std::vector<float> normal(rows * n), inverse(rows * heads), scaled(rows * n), dx = dy;
+  kernels.heads(rows, heads, width, x.data(), ld, true, highest, factor.data(), normal.data(),
+                inverse.data(), scaled.data());
+  kernels.heads_backward(rows, heads, width, true, factor.data(), normal.data(), inverse.data(),
+                         dx.data(), ld);
+  bool holds = true;
+  for (int r = 0; r < rows; ++r) {
+    for (int h = 0; h < heads; ++h) {
+      const float* in = x.data() + r * ld + h * width;
+      const float* gradient = dy.data() + r * ld + h * width;
+      double square = 1e-6, largest = 0.0, along = 0.0;
+      for (int c = 0; c < width; ++c) square += static_cast<double>(in[c]) * in[c];
+      const double norm = 1.0 / std::sqrt(square);
+      for (int c = 0; c < width; ++c) {
+        largest = std::max(largest, std::abs(in[c] * norm));
+        along += in[c] * norm * gradient[c];
+      }
+      const double step = largest / highest;
+      holds &= near(inverse[r * heads + h], norm, norm);
+      for (int c = 0; c < width; ++c) {
+        const int at = r * n + h * width + c;
+        const double z = in[c] * norm, code = scaled[at] / (factor[h] * step);
+        holds &= near(normal[at], z);
+        // A code at a tie may go either way.
+        holds &= std::abs(code - z / step) <= 0.5001 && near(code, std::nearbyint(code), highest);
+        holds &= near(dx[r * ld + h * width + c], factor[h] * norm * (gradient[c] - z * along),
+                      norm * 10.0);
+      }
+    }
+  }
+  check(holds, std::string(kernels.name) + " " + std::to_string(heads) + " heads of " +
+                   std::to_string(width));
+}
+
+void test_silu(const Kernels& kernels) {
+  std::vector<float> x = random(37);
+  for (size_t k = 0; k < x.size(); ++k) x[k] *= k % 3 == 0 ? 100.0f : 1.0f;
+  x[5] = std::nanf("");
+  std::vector<float> y(x.size()), slope(x.size(), 1e-3f);
+  kernels.silu(static_cast<int64_t>(x.size()), x.data(), y.data());
+  kernels.silu_backward(static_cast<int64_t>(x.size()), x.data(), slope.data());
+  bool holds = std::isnan(y[5]) && std::isnan(slope[5]);
+  for (size_t k = 0; k < x.size(); ++k) {
+    if (k == 5) continue;
+    const double share = 1.0 / (1.0 + std::exp(-static_cast<double>(x[k])));
+    holds &= near(y[k], x[k] * share);
+    holds &= near(1e3 * slope[k], share * (1.0 + x[k] * (1.0 - share)));
+    holds &= std::fpclassify(y[k]) != FP_SUBNORMAL && std::fpclassify(slope[k]) != FP_SUBNORMAL;
+  }
+  check(holds, std::string(kernels.name) + " SiLU");
+}
+
+void test_gates(const Kernels& kernels, int components, int channels) {
+  const int atoms = 2, rows = atoms * components, C = channels;
+  const auto ut = random(rows * 2 * C), gates = random(atoms * C), product = random(rows * C),
+             base = random(rows * C), dy = random(rows * C), ds = random(atoms * C);
+  const float factor = 0.7f;
+  bool holds = true;
+  for (const bool plain : {false, true}) {
+    std::vector<float> y(rows * C), s(atoms * C), d_gate(atoms * C), d_product(rows * C),
+        dut(rows * 2 * C);
+    kernels.gate(atoms, components, C, gates.data(), C, ut.data(),
+                 plain ? nullptr : product.data(), plain ? nullptr : base.data(), y.data());
+    kernels.gate_backward(atoms, components, C, gates.data(), C, ut.data(),
+                          plain ? nullptr : product.data(), dy.data(), d_gate.data(), C,
+                          d_product.data());
+    kernels.vector_dot(atoms, components, C, ut.data(), factor, s.data(), C);
+    kernels.vector_dot_backward(atoms, components, C, ut.data(), factor, ds.data(), C,
+                                gates.data(), C, plain ? nullptr : dy.data(), dut.data());
+    for (int i = 0; i < atoms; ++i) {
+      for (int c = 0; c < C; ++c) {
+        const double gate = gates[i * C + c], scaled = factor * ds[i * C + c];
+        double dot = 0.0, sum = 0.0;
+        for (int m = 0; m < components; ++m) {
+          const int row = i * components + m, at = row * C + c;
+          const double u = ut[row * 2 * C + c], t = ut[row * 2 * C + C + c];
+          const double value = u + (plain ? 0.0 : product[at]);
+          dot += u * t;
+          sum += value * dy[at];
+          holds &= near(y[at], gate * value + (plain ? 0.0 : base[at]), 3.0);
+          holds &= plain || near(d_product[at], gate * dy[at], 3.0);
+          holds &= near(dut[row * 2 * C + c], scaled * t + (plain ? 0.0 : gate * dy[at]), 3.0);
+          holds &= near(dut[row * 2 * C + C + c], scaled * u, 3.0);
+        }
+        holds &= near(s[i * C + c], factor * dot, 10.0) && near(d_gate[i * C + c], sum, 10.0);
+      }
+    }
+  }
+  check(holds, std::string(kernels.name) + " gates of " + std::to_string(components) + " × " +
+                   std::to_string(C));
 }
 
 void test_loader() {
@@ -266,7 +366,15 @@ int main() {
     test_product(kernels, 41, 256, 70, 16, 64);
     test_product(kernels, 41, 256, 70, 8, 64);
     test_product(kernels, 17, 512, 40, 8, 32);  // more groups than tiles take at a time
-    test_heads_and_norms(kernels);
+    test_norms(kernels);
+    for (const int width : {5, 16, 24}) {
+      for (const int heads : {1, 4, 6}) test_heads(kernels, heads, width);
+    }
+    test_silu(kernels);
+    for (const int channels : {5, 24, 32}) {
+      test_gates(kernels, 3, channels);
+      test_gates(kernels, 5, channels);
+    }
   }
   test_loader();
   return verdict();

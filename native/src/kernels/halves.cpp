@@ -270,7 +270,7 @@ class Halves {
   EQUIBIT_INLINE void close() { pass_on(); }
   EQUIBIT_INLINE void sum_keys(int64_t count, const float* d_z, const int32_t* receiver,
                                float* d_key) const {
-    with_heads(a_, [&]<int B>() {
+    with_width(width_, [&]<int B>() {
       sum_by_heads<B>(count, a_.heads, a_.scalars, d_z, a_.query, receiver, d_key);
     });
   }

@@ -105,7 +105,7 @@ constexpr int64_t edge_scratch(const Edges& edges, const Attention& a) {
 struct Coupling {
   int l1, l2, l3;
   int n_terms;
-  const int32_t* terms;  // [n_terms][3] m, n, k
+  const int32_t* terms;  // [n_terms][3] m, n, k, those of one k in a row
   const float* values;   // [n_terms]
   const float* weight;   // [channels]
 };
@@ -235,23 +235,27 @@ struct Kernels {
   /// s_c = Σ_m U_mc T_mc · factor, with U and T side by side in rows of 2C.
   void (*vector_dot)(int64_t atoms, int components, int channels, const float* ut, float factor,
                      float* s, int64_t lds);
+  /// dut is set; U's also takes gate_c dy of y = gate_c U, unless dy is null.
   void (*vector_dot_backward)(int64_t atoms, int components, int channels, const float* ut,
-                              float factor, const float* ds, int64_t lds, float* dut);
+                              float factor, const float* ds, int64_t lds, const float* gate,
+                              int64_t ldg, const float* dy, float* dut);
   void (*couple)(int64_t atoms, int channels, const Coupling&, const float* ut1, const float* ut2,
                  float* product);
   void (*couple_backward)(int64_t atoms, int channels, const Coupling&, const float* ut1,
                           const float* ut2, const float* d_product, float* dut1, float* dut2);
-  /// y = gate_c (U + P), rows of C; P may be null.
+  /// y = gate_c (U + P) + base, rows of C; P and base may be null.
   void (*gate)(int64_t atoms, int components, int channels, const float* gate, int64_t ldg,
-               const float* ut, const float* product, float* y);
-  /// dut's first half and d_product (which may be null) are set; d_gate is set.
+               const float* ut, const float* product, const float* base, float* y);
+  /// d_gate and d_product are set, the latter unless P is null; ∂U is for `vector_dot_backward`.
   void (*gate_backward)(int64_t atoms, int components, int channels, const float* gate,
                         int64_t ldg, const float* ut, const float* product, const float* dy,
-                        float* d_gate, int64_t ldd, float* dut, float* d_product);
-  /// y += D x, or y = D x: components turned by an [n][n] matrix per atom, or its transpose.
+                        float* d_gate, int64_t ldd, float* d_product);
+  /// y = D x + base: components turned by an [n][n] matrix per atom, or its transpose; base may be
+  /// null, or y.
   void (*rotate)(int64_t atoms, int components, int channels, const float* matrices,
-                 bool transpose, const float* x, float* y, bool add);
-  void (*add)(int64_t n, const float* x, float* y);
+                 bool transpose, const float* x, const float* base, float* y);
+  /// y = a + b, either of which may be y.
+  void (*add)(int64_t n, const float* a, const float* b, float* y);
 
   /// Products of 16-bit codes; of 8-bit codes and of split codes, null where those are no faster.
   /// Split codes need `split_fits(words, group_words)`; their planes follow from `highest`.

@@ -266,46 +266,62 @@ double* local_frames(const PairList& pairs, const int32_t* species, double cutof
   return frames;
 }
 
+namespace {
+
+/// D_ℓ = Cᵀ (D_1 ⊗ D_{ℓ−1}) C. Shape: coupling [3][2ℓ−1][2ℓ+1].
+template <int L>
+void next_wigner(const double* first, const double* before, const double* coupling,
+                 double* current) {
+  constexpr int n = 2 * L + 1, m = 2 * L - 1;
+  double half[m][3][n] = {};  // D_{ℓ−1} C
+  for (int b = 0; b < m; ++b) {
+    for (int x = 0; x < 3; ++x) {
+      for (int y = 0; y < m; ++y) {
+        const double* row = coupling + (x * m + y) * n;
+        for (int k = 0; k < n; ++k) half[b][x][k] += before[m * b + y] * row[k];
+      }
+    }
+  }
+  std::fill(current, current + n * n, 0.0);
+  for (int a = 0; a < 3; ++a) {
+    for (int b = 0; b < m; ++b) {
+      double turned[n] = {};
+      for (int x = 0; x < 3; ++x) {
+        for (int k = 0; k < n; ++k) turned[k] += first[3 * a + x] * half[b][x][k];
+      }
+      for (int k = 0; k < n; ++k) {
+        const double factor = coupling[(a * m + b) * n + k];
+        if (factor == 0.0) continue;
+        for (int o = 0; o < n; ++o) current[n * k + o] += factor * turned[o];
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void wigner_matrices(int64_t n_atoms, const double* frames, int max_degree,
                      const double* const* couplings, Workspace& workspace, float** matrices) {
   constexpr int kOrder[3] = {1, 2, 0};
   for (int l = 1; l <= max_degree; ++l) {
     matrices[l] = workspace.take<float>(n_atoms * (2 * l + 1) * (2 * l + 1));
   }
+  const auto keep = [&](int64_t atom, int l, const double* matrix) {
+    const int size = (2 * l + 1) * (2 * l + 1);
+    for (int k = 0; k < size; ++k) matrices[l][atom * size + k] = static_cast<float>(matrix[k]);
+  };
   for (int64_t i = 0; i < n_atoms; ++i) {
-    double first[9], before[49], current[49];
+    double first[9], second[25], third[49];
     for (int a = 0; a < 3; ++a) {
-      for (int b = 0; b < 3; ++b) {
-        first[3 * a + b] = current[3 * a + b] = frames[9 * i + 3 * kOrder[a] + kOrder[b]];
-      }
+      for (int b = 0; b < 3; ++b) first[3 * a + b] = frames[9 * i + 3 * kOrder[a] + kOrder[b]];
     }
-    for (int l = 1; l <= max_degree; ++l) {
-      const int n = 2 * l + 1, m = 2 * l - 1;
-      if (l > 1) {
-        // D_ℓ = Cᵀ (D_1 ⊗ D_{ℓ−1}) C
-        const double* c = couplings[l];
-        std::copy(current, current + m * m, before);
-        std::fill(current, current + n * n, 0.0);
-        for (int a = 0; a < 3; ++a) {
-          for (int b = 0; b < m; ++b) {
-            double turned[7] = {};
-            for (int x = 0; x < 3; ++x) {
-              for (int y = 0; y < m; ++y) {
-                const double factor = first[3 * a + x] * before[m * b + y];
-                for (int k = 0; k < n; ++k) turned[k] += factor * c[(x * m + y) * n + k];
-              }
-            }
-            for (int k = 0; k < n; ++k) {
-              const double factor = c[(a * m + b) * n + k];
-              if (factor == 0.0) continue;
-              for (int o = 0; o < n; ++o) current[n * k + o] += factor * turned[o];
-            }
-          }
-        }
-      }
-      float* out = matrices[l] + i * n * n;
-      for (int k = 0; k < n * n; ++k) out[k] = static_cast<float>(current[k]);
-    }
+    keep(i, 1, first);
+    if (max_degree < 2) continue;
+    next_wigner<2>(first, first, couplings[2], second);
+    keep(i, 2, second);
+    if (max_degree < 3) continue;
+    next_wigner<3>(first, second, couplings[3], third);
+    keep(i, 3, third);
   }
 }
 

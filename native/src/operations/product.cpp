@@ -356,7 +356,9 @@ void Product::backward(int64_t rows, const float* dy, int64_t ldy, float* dx, in
   if (step_ > 0.0f && clips != nullptr && add) {
     float* own = workspace.take<float>(rows * in_);
     backward(rows, dy, ldy, own, in_, false, workspace, clips);
-    for (int64_t r = 0; r < rows; ++r) kernels_->add(in_, own + r * in_, dx + r * ldx);
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels_->add(in_, own + r * in_, dx + r * ldx, dx + r * ldx);
+    }
     return;
   }
   if (reverse_.empty()) {

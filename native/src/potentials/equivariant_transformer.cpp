@@ -117,9 +117,9 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
           const auto dense = tensors.doubles("coupling." + std::to_string(l1) + "." +
                                                  std::to_string(l2) + "." + std::to_string(l3),
                                              {n1, n2, n3});
-          for (int m = 0; m < n1; ++m) {
-            for (int n = 0; n < n2; ++n) {
-              for (int k = 0; k < n3; ++k) {
+          for (int k = 0; k < n3; ++k) {
+            for (int m = 0; m < n1; ++m) {
+              for (int n = 0; n < n2; ++n) {
                 const double value = dense[static_cast<size_t>((m * n2 + n) * n3 + k)];
                 if (std::abs(value) < 1e-12) continue;
                 sparse.terms.insert(sparse.terms.end(), {m, n, k});
@@ -496,8 +496,8 @@ void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int
     const int m = 2 * l + 1;
     const int64_t at = begin * m * C;
     if (frames_[l] != nullptr) {
-      k_.rotate(n, m, C, frames_[l] + begin * m * m, true, s.vectors[l] + at, s.local[l] + at,
-                false);
+      k_.rotate(n, m, C, frames_[l] + begin * m * m, true, s.vectors[l] + at, nullptr,
+                s.local[l] + at);
     }
     layer.mix[static_cast<size_t>(l)].forward_vectors(n, m, s.local[l] + at, s.mixed[l] + 2 * at,
                                                       local);
@@ -516,7 +516,7 @@ void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int
   float* gates = s.gates + begin * VW;
   layer.update.forward(n, species_ + begin, hidden, c_.hidden, gates, VW, false, local,
                        update_clips);
-  for (int64_t i = 0; i < n; ++i) k_.add(F, gates + i * VW, x + i * F);
+  for (int64_t i = 0; i < n; ++i) k_.add(F, gates + i * VW, x + i * F, x + i * F);
   const auto row = [&](int l) { return begin * (2 * l + 1) * C; };
   if (!network_.couplings_.empty()) {
     for (int l = 1; l <= L; ++l) {
@@ -532,15 +532,16 @@ void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int
     const int m = 2 * l + 1;
     const int64_t at = row(l);
     const float* product = s.product[l] != nullptr ? s.product[l] + at : nullptr;
+    const float* gate = gates + F + (l - 1) * C;
+    const float *mixed = s.mixed[l] + 2 * at, *before = s.vectors[l] + at;
     float* updated = s.updated[l] + at;
     if (frames_[l] != nullptr) {
       float* gated = local.take<float>(n * m * C);
-      k_.gate(n, m, C, gates + F + (l - 1) * C, VW, s.mixed[l] + 2 * at, product, gated);
-      k_.rotate(n, m, C, frames_[l] + begin * m * m, false, gated, updated, false);
+      k_.gate(n, m, C, gate, VW, mixed, product, nullptr, gated);
+      k_.rotate(n, m, C, frames_[l] + begin * m * m, false, gated, before, updated);
     } else {
-      k_.gate(n, m, C, gates + F + (l - 1) * C, VW, s.mixed[l] + 2 * at, product, updated);
+      k_.gate(n, m, C, gate, VW, mixed, product, before, updated);
     }
-    k_.add(n * m * C, s.vectors[l] + at, updated);
   }
 }
 
@@ -648,35 +649,29 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
   float* d_hidden = local.take<float>(n * c_.hidden);
   float *d_mixed[kMaxDegree + 1] = {}, *d_product[kMaxDegree + 1] = {};
   float* d_local[kMaxDegree + 1] = {};
+  const float* d_gated[kMaxDegree + 1] = {};  // null in the last layer, which gates nothing
   for (int l = 1; l <= L; ++l) {
     d_mixed[l] = local.take<float>(2 * size(l));
     d_local[l] = local.take<float>(size(l));
     if (!network_.couplings_.empty()) d_product[l] = local.take<float>(size(l));
   }
   const uint8_t* update_clips = clips_from(begin, layer.update, s.update_clips);
+  const auto gates = [&](int l) { return s.gates + begin * VW + F + (l - 1) * C; };
   if (last) {
     layer.update.backward(n, dx, F, d_hidden, c_.hidden, false, local, update_clips);
-    for (int l = 1; l <= L; ++l) std::fill(d_mixed[l], d_mixed[l] + 2 * size(l), 0.0f);
   } else {
     float* d_gates = local.take<float>(n * VW);
     for (int64_t i = 0; i < n; ++i) std::copy(dx + i * F, dx + (i + 1) * F, d_gates + i * VW);
     for (int l = 1; l <= L; ++l) {
       const int m = 2 * l + 1;
-      const int64_t column = F + (l - 1) * C;
-      const float* d_update = d_vectors_[l] + row(l);
+      d_gated[l] = d_vectors_[l] + row(l);
       if (frames_[l] != nullptr) {
-        k_.rotate(n, m, C, frames_[l] + begin * m * m, true, d_update, d_local[l], false);
-        d_update = d_local[l];
+        k_.rotate(n, m, C, frames_[l] + begin * m * m, true, d_gated[l], nullptr, d_local[l]);
+        d_gated[l] = d_local[l];
       }
       const float* product = s.product[l] != nullptr ? s.product[l] + row(l) : nullptr;
-      k_.gate_backward(n, m, C, s.gates + begin * VW + column, VW, s.mixed[l] + 2 * row(l),
-                       product, d_update, d_gates + column, VW, d_mixed[l], d_product[l]);
-    }
-    for (size_t path = 0; path < network_.couplings_.size(); ++path) {
-      const Coupling coupling = network_.coupling(layer, path);
-      k_.couple_backward(n, C, coupling, s.mixed[coupling.l1] + 2 * row(coupling.l1),
-                         s.mixed[coupling.l2] + 2 * row(coupling.l2), d_product[coupling.l3],
-                         d_mixed[coupling.l1], d_mixed[coupling.l2]);
+      k_.gate_backward(n, m, C, gates(l), VW, s.mixed[l] + 2 * row(l), product, d_gated[l],
+                       d_gates + F + (l - 1) * C, VW, d_product[l]);
     }
     layer.update.backward(n, d_gates, VW, d_hidden, c_.hidden, false, local, update_clips);
   }
@@ -687,15 +682,24 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
     const int m = 2 * l + 1;
     const float factor = 1.0f / std::sqrt(static_cast<float>(m));
     k_.vector_dot_backward(n, m, C, s.mixed[l] + 2 * row(l), factor, d_inputs + F + (l - 1) * C,
-                           VW, d_mixed[l]);
+                           VW, gates(l), VW, d_gated[l], d_mixed[l]);
+  }
+  for (size_t path = 0; !last && path < network_.couplings_.size(); ++path) {
+    const Coupling coupling = network_.coupling(layer, path);
+    k_.couple_backward(n, C, coupling, s.mixed[coupling.l1] + 2 * row(coupling.l1),
+                       s.mixed[coupling.l2] + 2 * row(coupling.l2), d_product[coupling.l3],
+                       d_mixed[coupling.l1], d_mixed[coupling.l2]);
+  }
+  for (int l = 1; l <= L; ++l) {
+    const int m = 2 * l + 1;
     layer.mix[static_cast<size_t>(l)].backward_vectors(n, m, s.local[l] + row(l), d_mixed[l],
                                                        d_local[l], local);
+    const float* passed_on = d_vectors_[l] + row(l);
     float* d_message = d_messages_[l] + row(l);
-    std::copy(d_vectors_[l] + row(l), d_vectors_[l] + row(l) + size(l), d_message);
     if (frames_[l] != nullptr) {
-      k_.rotate(n, m, C, frames_[l] + begin * m * m, false, d_local[l], d_message, true);
+      k_.rotate(n, m, C, frames_[l] + begin * m * m, false, d_local[l], passed_on, d_message);
     } else {
-      k_.add(size(l), d_local[l], d_message);
+      k_.add(size(l), passed_on, d_local[l], d_message);
     }
   }
   k_.layer_norm_backward(n, F, d_inputs, VW, layer.update_gain.data(),

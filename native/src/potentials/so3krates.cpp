@@ -579,7 +579,7 @@ void So3krates::Evaluation::interact_backward(size_t index, int64_t begin, int64
                              clips_from(begin, layer.interaction, s.mixed_clips));
   for (int64_t i = begin; i < end; ++i) {
     const float* row = d_inputs + (i - begin) * joint_;
-    k_.add(F, row, dx_ + i * F);
+    k_.add(F, row, dx_ + i * F, dx_ + i * F);
     each_degree([&](int k, int degree, int column) {
       const float grow = 1.0f + s.mixed[i * joint_ + F + k];
       const float twice = 2.0f * row[F + k] / std::sqrt(static_cast<float>(2 * degree + 1));
