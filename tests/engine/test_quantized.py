@@ -113,18 +113,23 @@ FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
 
 def assert_equals_the_fake_quantised(path: Path, *, least_scale: float = 0.0) -> None:
     """A code that differs at a tie shifts results by a step, so most structures must agree tightly
-    and all of them roughly. Energies are held to the forces' size, or ``least_scale`` in eV/Å."""
+    and all of them roughly. Energies are held to the forces' size, or ``least_scale`` in eV/Å.
+
+    Where edges are reversed in 16-bit floats, forces may be off by what these may add, 0.2 %; the
+    other instruction sets show that the codes are the same."""
     reference = load_potential(path, dtype="float64")
     molecules = asymmetric_molecules()
     expected = reference.compute(molecules)
     for kernels in kernel_names():
-        got = engine.load(path, kernels=kernels).compute(molecules)
+        potential = engine.load(path, kernels=kernels)
+        got = potential.compute(molecules)
+        halves = any(reverse == "16-bit floats" for _, _, reverse in potential.arithmetic)
         errors = []
         for g, e in zip(got, expected, strict=True):
             scale = np.sqrt(np.mean(e.forces**2))
             errors.append(np.sqrt(np.mean((g.forces - e.forces) ** 2)) / scale)
             assert abs(g.energy - e.energy) < 2e-3 * max(scale, least_scale) * len(e.forces)
-        assert np.median(errors) < 1e-3, errors
+        assert np.median(errors) < (2e-3 if halves else 1e-3), errors
         assert max(errors) < 3e-2, errors
 
 
@@ -135,11 +140,12 @@ def test_equals_the_fake_quantised_network(form: str, tmp_path: Path) -> None:
     assert_equals_the_fake_quantised(path)
 
 
-def test_error_of_reversing_edges_in_16_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("irreps", ["64x0e+64x1o", "96x0e+32x1o+32x2e"])
+def test_error_of_reversing_edges_in_16_bits(irreps: str, tmp_path: Path) -> None:
     """The same codes, with edges reversed in 16-bit floats and in float32."""
     if not {"amx", "avx512"} <= set(kernel_names()):
         pytest.skip("no arithmetic of 16-bit floats")
-    path = model_file(tmp_path, "w8a16", irreps="64x0e+64x1o", layers=4, heads=4)
+    path = model_file(tmp_path, "w8a16", irreps=irreps, layers=4, heads=4)
     halves, floats = (engine.load(path, kernels=kernels) for kernels in ("amx", "avx512"))
     if not any(reverse == "16-bit floats" for _, _, reverse in halves.arithmetic):
         pytest.skip("no arithmetic of 16-bit floats")
