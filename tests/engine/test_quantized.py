@@ -43,6 +43,7 @@ def model_file(folder: Path, recipe: Recipe | str, **changes: Any) -> Path:
 
 
 W4 = WeightSpec(bits=4, granularity="group", group_size=8)
+BFLOAT16_INPUTS = ScalarSpec(bits=16, scale="bfloat16")
 
 FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
     "w8a8": ("w8a8", {"irreps": "16x0e+16x1o"}),
@@ -51,6 +52,21 @@ FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
     "w4a8, degree three": ("w4a8", {"irreps": "8x0e+8x1o+8x2e+8x3o"}),
     "w4a16": ("w4a16", {"irreps": "16x0e+16x1o"}),
     "w8a16": ("w8a16", {"irreps": "16x0e+16x1o"}),
+    "bf16": ("bf16", {"irreps": "16x0e+16x1o"}),
+    "bf16, degree two": ("bf16", {"irreps": "64x0e+32x1o+32x2e", "layers": 3}),
+    "bf16, odd sizes": ("bf16", {"irreps": "15x0e+9x1o", "heads": 3}),
+    "bf16 inputs of integer weights": (
+        Recipe(scalars=BFLOAT16_INPUTS, vectors=VectorSpec(codec="identity")),
+        {"irreps": "16x0e+16x1o"},
+    ),
+    "integer inputs of bf16 weights": (
+        Recipe(weights=get_recipe("bf16").weights, scalars=ScalarSpec(centered=True)),
+        {"irreps": "16x0e+16x1o"},
+    ),
+    "components of bf16 mixings": (
+        Recipe(weights=get_recipe("bf16").weights, vectors=VectorSpec(codec="cartesian")),
+        {"irreps": "16x0e+16x1o"},
+    ),
     "axial messages": (
         "w8a8",
         {"irreps": "16x0e+16x1o+16x2e", "axial_messages": True, "attention": "linear"},
@@ -188,6 +204,11 @@ class TestW8A8OfDegreeTwo(QuantizedNativeContract):
     tolerance = 3e-2
 
 
+class TestBF16(QuantizedNativeContract):
+    recipe = "bf16"
+    tolerance = 3e-2
+
+
 class TestCodewordsInLocalFrames(QuantizedNativeContract):
     recipe = Recipe(vectors=VectorSpec(codec="mddq-codebook"), attention_bits=8)
     tolerance = 3e-2
@@ -222,6 +243,10 @@ class TestGaqW4A8(LabFrameContract):
     [
         (Recipe(name="own", scalars=ScalarSpec(scale="own")), "steps of scale own"),
         (Recipe(name="own", vectors=VectorSpec(codec="own")), "vectors of codec own"),
+        (
+            Recipe(name="own", scalars=BFLOAT16_INPUTS, attention_bits=16),
+            "queries and keys as bfloat16",
+        ),
     ],
 )
 def test_quantisers_of_ones_own_are_left_to_torch(

@@ -89,6 +89,8 @@ FORMS: dict[str, tuple[Recipe | str, dict[str, Any]]] = {
     "published, w4a8": ("w4a8", {}),
     "w4a8 of even blocks": ("w4a8", {"features": 96, "heads": 3, "robust_attention": True}),
     "w8a16": ("w8a16", {"features": 24, "heads": 2, "degrees": (1, 3)}),
+    "bf16": ("bf16", {"features": 48, "layers": 2}),
+    "bf16, odd sizes": ("bf16", {"features": 24, "heads": 2, "degrees": (1, 3)}),
     "naive-w8a8": ("naive-w8a8", {"features": 48, "layers": 2}),
     "weights alone": (
         Recipe(scalars=None, vectors=VectorSpec(codec="identity"), weight_only=WeightSpec()),
@@ -123,6 +125,10 @@ class QuantizedContract(PotentialContract):
 
 class TestW8A8(QuantizedContract):
     pass
+
+
+class TestBF16(QuantizedContract):
+    recipe = "bf16"
 
 
 class TestNaiveW8A8(QuantizedContract):

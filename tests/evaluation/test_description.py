@@ -103,9 +103,16 @@ def test_an_unknown_key_of_a_recipe_is_refused(tmp_path: Path) -> None:
 def test_words_name_the_bits_of_every_recipe(name: str) -> None:
     recipe: Recipe = RECIPES[name]
     text = " ".join(recipe_words(recipe))
-    assert f"{recipe.weights.bits}-bit codes" in text
     assert recipe.scalars is not None
-    assert f"{recipe.scalars.bits} bits" in text
+    if name == "bf16":
+        assert "Weights of quantised layers: bfloat16 codes." in text
+        assert (
+            "Invariant inputs of matrix products: bfloat16, mean of the species subtracted." in text
+        )
+        assert "integers" not in text
+    else:
+        assert f"{recipe.weights.bits}-bit codes" in text
+        assert f"{recipe.scalars.bits} bits" in text
     breaks = recipe.vectors.codec != "identity" and recipe.vectors.frame == "lab"
     assert ("breaks equivariance" in text) == breaks
     kept = "Float stay" in text and "energy head" in text.partition("Float stay")[2]

@@ -93,6 +93,15 @@ class TestW8A16(QuantizedContract):
     recipe = "w8a16"
 
 
+class TestBF16(QuantizedContract):
+    recipe = "bf16"
+
+
+class TestBF16OfDegreeTwo(QuantizedContract):
+    recipe = "bf16"
+    irreps = "8x0e+8x1o+8x2e"
+
+
 class TestWeightsOnly(QuantizedContract):
     """Rounded weights leave a smooth energy: nothing needs to be skipped."""
 
@@ -228,7 +237,7 @@ def test_frozen_and_saved_models_give_identical_outputs(recipe: str, tmp_path: P
         assert np.abs(one.forces - other.forces).max() < 0.02 * (1 + np.abs(one.forces).max())
 
 
-@pytest.mark.parametrize(("recipe", "bits"), [("w4a8", 4), ("w8a8", 8)])
+@pytest.mark.parametrize(("recipe", "bits"), [("w4a8", 4), ("w8a8", 8), ("bf16", 16)])
 def test_codes_are_stored_at_their_width(recipe: str, bits: int, tmp_path: Path) -> None:
     network = quantized(recipe, tiny_network(irreps="32x0e+32x1o"))
     path = tmp_path / "m.safetensors"

@@ -18,20 +18,26 @@ from equibit.quantization.packing import (
 from equibit.structures.errors import FileFormatError
 
 
-@given(st.data(), st.integers(2, 8))
+@given(st.data(), st.integers(2, 8) | st.just(16))
 def test_codes_of_any_width_return(data: st.DataObject, bits: int) -> None:
     half = 2 ** (bits - 1)
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=7))
-    codes = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-half, half - 1)))
+    kind = np.int8 if bits <= 8 else np.int16
+    codes = data.draw(hnp.arrays(kind, shape, elements=st.integers(-half, half - 1)))
     packed = pack_codes(codes, bits)
     assert packed.nbytes == -(-codes.size * bits // 8)
     back = unpack_codes(packed, bits, shape)
-    assert back.dtype == np.int8
+    assert back.dtype == kind
     np.testing.assert_array_equal(back, codes)
 
 
 def test_four_bit_codes_share_bytes_low_half_first() -> None:
     np.testing.assert_array_equal(pack_codes(np.array([1, -2, 7, -8]), 4), [0xE1, 0x87])
+
+
+def test_sixteen_bits_are_stored_with_the_lower_byte_first() -> None:
+    codes = np.array([0x3F80, -0x4000 + 1])  # 1.0 and what follows −2 in bfloat16
+    np.testing.assert_array_equal(pack_codes(codes, 16), [0x80, 0x3F, 0x01, 0xC0])
 
 
 def test_codes_too_wide_are_refused() -> None:

@@ -16,7 +16,7 @@ from equibit.structures.errors import ConfigError
 
 def test_the_issue_s_recipes_exist() -> None:
     assert set(RECIPES) == {
-        "naive-w8a8", "paper-w8a8", "paper-w4a8", "gaq-w4a8", "w8a8", "w4a8", "w4a16", "w8a16",
+        "naive-w8a8", "paper-w8a8", "paper-w4a8", "gaq-w4a8", "w8a8", "w4a8", "w4a16", "w8a16", "bf16",
         "jacob-w8a8", "dorefa-w8a8", "pact-w8a8", "lsq-w8a8", "lsq-w4a8", "degree-quant-w8a8",
         "qdrop-w4a8", "smoothquant-w8a8", "zeroquant-w4a8",
     }  # fmt: skip
@@ -61,6 +61,8 @@ def test_any_recipe_survives_json(recipe: Recipe) -> None:
     [
         ('{"weight": {}}', "weight"),
         ('{"weights": {"bits": 12}}', "weights.bits"),
+        ('{"weights": {"bits": 16}}', "16 bits are those of 'bfloat16'"),
+        ('{"weights": {"method": "bfloat16"}}', "16 bits are those of 'bfloat16'"),
         ('{"vectors": {"frame": "body"}}', "vectors.frame"),
         ("{", "recipe"),
         ("", "recipe"),

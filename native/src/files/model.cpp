@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -25,6 +26,9 @@ constexpr int64_t kModelVersion = 3;
 constexpr int64_t kMostValues = int64_t{1} << 28;  // of one tensor, unpacked
 
 constexpr int32_t kVectorBits = 24;            // of the components of rounded vectors, multiplied out
+constexpr int32_t kBfloat16Bits = 16;          // of weights, whose integer codes have 8 at most
+constexpr int32_t kRoundedNumbers = 1;         // bfloat16 numbers that carry an input that is rounded,
+constexpr int32_t kFloatNumbers = 3;           // and one that is float32
 
 /// Sizes of a matrix product.
 struct Shape {
@@ -90,7 +94,7 @@ struct Quantization {
   const Json* common;     // to all layers that do not say otherwise; null before version 3
   const Json* exponents;  // of centres, by name; null from version 3 on
   std::string name;
-  bool scalars = false, centered = false, learned = false, local = false;
+  bool scalars = false, centered = false, learned = false, bfloat16 = false, local = false;
   // Of vectors the codec, 0 where they stay float, bits, and whether their step was learned.
   int32_t codec = 0, magnitude_bits = 0, direction_bits = 0;
   bool learned_vectors = false;
@@ -129,7 +133,8 @@ std::optional<Quantization> quantization_of(const Json* json) {
     q.scalars = true;
     q.scalar_bits = bits(scalars.at("bits"), "bits of scalars");
     q.centered = scalars.at("centered").boolean("centered");
-    q.learned = learned_scale(scalars.at("scale"), q.name);
+    q.bfloat16 = scalars.at("scale").text("scale") == "bfloat16";
+    q.learned = !q.bfloat16 && learned_scale(scalars.at("scale"), q.name);
   }
   const Json& vectors = recipe.at("vectors");
   const std::string& codec = vectors.at("codec").text("codec");
@@ -150,6 +155,10 @@ std::optional<Quantization> quantization_of(const Json* json) {
   q.local = vectors.at("frame").text("frame") == "local";
   const Json& attention = recipe.at("attention_bits");
   if (!attention.is_null()) q.attention_bits = bits(attention, "attention bits");
+  if (q.bfloat16 && q.attention_bits != 0) {
+    throw UnsupportedModel("the engine does not run the recipe " + q.name +
+                           " (queries and keys as bfloat16)");
+  }
   return q;
 }
 
@@ -192,12 +201,18 @@ class Source {
     return own == nullptr ? quantization_->scalar_bits : bits(*own, "input bits");
   }
 
-  /// Integer codes of a matrix, or of blocks on its diagonal, as the file has them.
+  /// Whether the codes of a layer's weights are bfloat16 numbers.
+  bool bfloat16(const std::string& name) const {
+    return needed(*layer(name), "bits").integer("bits") == kBfloat16Bits;
+  }
+
+  /// Codes of a matrix, or of blocks on its diagonal, as the file has them.
   struct Codes {
-    int64_t heads, out, in;     // of each block
+    int64_t heads, out, in;      // of each block
     int32_t bits;
-    std::vector<int8_t> codes;  // [heads, out, in]
-    std::vector<float> steps;   // [heads, out, groups]
+    std::vector<int8_t> codes;   // [heads, out, in] integers, or else
+    std::vector<float> numbers;  // bfloat16
+    std::vector<float> steps;    // [heads, out, groups]
     int64_t groups, group;
 
     Shape whole() const { return {heads * out, heads * in}; }
@@ -213,14 +228,16 @@ class Source {
     }
     Codes result = sizes_of(entry, name);
     const int64_t count = result.heads * result.out * result.in;
-    const int32_t width = result.bits = bits(needed(entry, "bits"), "bits", 8);
+    const int32_t width = result.bits =
+        bfloat16(name) ? kBfloat16Bits : bits(needed(entry, "bits"), "bits", 8);
     const StoredTensor& packed = find(name + ".codes");
     const int64_t bytes = (count * width + 7) / 8;
     const bool alone = has(name + ".steps");  // else steps follow the codes
     if (packed.type != "uint8" || packed.count() < bytes || (alone && packed.count() > bytes)) {
       unfit(name + ".codes cannot hold " + std::to_string(count) + " codes");
     }
-    result.codes.resize(static_cast<size_t>(count));
+    if (width == kBfloat16Bits) result.numbers = numbers_of(packed, count, name);
+    result.codes.resize(width == kBfloat16Bits ? 0 : static_cast<size_t>(count));
     for (size_t k = 0; k < result.codes.size(); ++k) {
       int value = 0;
       for (int32_t bit = 0; bit < width; ++bit) {
@@ -256,9 +273,11 @@ class Source {
       blocks = floats(name + ".weight");
     } else {
       c = codes(name);
-      for (size_t at = 0; at < c.codes.size(); ++at) {
-        const auto k = static_cast<int64_t>(at);
-        blocks.push_back(c.codes[at] * c.step(k / c.in, k % c.in));
+      const bool numbers = !c.numbers.empty();
+      for (int64_t k = 0; k < c.heads * c.out * c.in; ++k) {
+        const auto at = static_cast<size_t>(k);
+        const float code = numbers ? c.numbers[at] : static_cast<float>(c.codes[at]);
+        blocks.push_back(code * c.step(k / c.in, k % c.in));
       }
     }
     return {on_the_diagonal(blocks, c), c.whole()};
@@ -340,6 +359,19 @@ class Source {
     return result;
   }
 
+  /// The bfloat16 numbers at the beginning of a tensor of bytes.
+  static std::vector<float> numbers_of(const StoredTensor& packed, int64_t count,
+                                       const std::string& name) {
+    std::vector<float> numbers(static_cast<size_t>(count));
+    for (size_t k = 0; k < numbers.size(); ++k) {
+      const auto low = std::to_integer<uint32_t>(packed.data[2 * k]);
+      const auto high = std::to_integer<uint32_t>(packed.data[2 * k + 1]);
+      numbers[k] = std::bit_cast<float>(low << 16 | high << 24);
+      if (!std::isfinite(numbers[k])) unfit(name + ".codes holds numbers that are not finite");
+    }
+    return numbers;
+  }
+
   /// Steps that begin at a byte of a tensor, or a tensor of floats.
   std::vector<float> steps_of(const Json& entry, const StoredTensor& stored, int64_t begin,
                               const std::string& name) const {
@@ -369,9 +401,10 @@ void add_norm(Arrays& arrays, const Source& source, const std::string& name) {
   }
 }
 
-/// Inputs that share a step, if products of codes can follow them: as many everywhere in the matrix,
-/// and whole words. Else 0.
+/// Inputs that share a step, if products of integer codes can follow them: as many everywhere in the
+/// matrix, and whole words. Else 0.
 int64_t even_group(const Source::Codes& c) {
+  if (!c.numbers.empty()) return 0;
   if (c.groups == 1) return c.heads * c.in;
   const bool even = c.heads == 1 || c.in % c.group == 0;
   return even && c.group % 4 == 0 && c.group <= 512 ? c.group : 0;
@@ -393,6 +426,7 @@ void add_codes(Arrays& arrays, const Source& source, const std::string& name,
     group = even_group(c);
     groups = group == 0 ? 0 : (in + group - 1) / group;
     weight_bits = std::max(weight_bits, c.bits);
+    if (group == 0) continue;
     const std::vector<int8_t> whole = Source::on_the_diagonal(c.codes, c);
     codes.insert(codes.end(), whole.begin(), whole.end());
     for (int64_t row = 0; row < rows; ++row) {
@@ -417,7 +451,7 @@ struct InputRounding {
   int32_t bits = 0;
   float step = 0.0f;
   std::vector<float> centers;
-  bool rounded = false;
+  bool rounded = false, bfloat16 = false;
   bool operator==(const InputRounding&) const = default;
 };
 
@@ -428,8 +462,10 @@ InputRounding rounding_of(const Source& source, const std::string& part, int64_t
   result.in = in;
   result.rounded = q != nullptr && q->scalars && source.rounds_inputs(part);
   if (!result.rounded) return result;
-  result.group = even_group(source.codes(part));
   result.bits = source.input_bits(part);
+  result.bfloat16 = q->bfloat16;
+  if (q->bfloat16 && result.bits != kBfloat16Bits) throw FileFault("its input bits are out of range");
+  result.group = q->bfloat16 ? in : even_group(source.codes(part));
   if (q->learned) result.step = source.step(part + ".input_quantizer");
   // Edges have no species to be centred by.
   if (q->centered && inputs != Inputs::kEdges) result.centers = source.centers(part);
@@ -464,7 +500,9 @@ void add_product(Arrays& arrays, const Source& source, const std::string& name,
       return;
     }
   }
-  if (rounding.rounded) {
+  if (rounding.bfloat16) {
+    arrays.add(name + ".bfloat16", std::vector<int32_t>{kRoundedNumbers}, {1});
+  } else if (rounding.rounded) {
     add_codes(arrays, source, name, parts, rounding.bits);
     if (rounding.step != 0.0f) arrays.add(name + ".step", std::vector<float>{rounding.step}, {1});
   }
@@ -662,7 +700,11 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
       if (!source.rounds_inputs(name)) continue;
       const Quantization* q = source.quantization();
       const bool components = q->codec == static_cast<int>(VectorRounding::Codec::kComponents);
-      add_codes(arrays, source, name, {name}, components ? q->magnitude_bits : kVectorBits);
+      if (source.bfloat16(name) && !components) {
+        arrays.add(name + ".bfloat16", std::vector<int32_t>{kFloatNumbers}, {1});
+      } else {
+        add_codes(arrays, source, name, {name}, components ? q->magnitude_bits : kVectorBits);
+      }
       if (q->codec == 0) continue;
       arrays.add(name + ".vector",
                  std::vector<int32_t>{q->codec, q->magnitude_bits, q->direction_bits}, {3});

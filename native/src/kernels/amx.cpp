@@ -10,7 +10,9 @@
 
 #include <immintrin.h>
 
+#include "kernels/bfloat16.h"
 #include "kernels/kernels.h"
+#include "kernels/tiles.h"
 
 namespace equibit {
 namespace {
@@ -390,6 +392,8 @@ void round_split(const CodeRows& p) {
 
 }  // namespace
 
+void configure_tiles(int words) { configure(words); }
+
 bool amx_permitted() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -403,6 +407,7 @@ const Kernels& amx_kernels() {
     kernels.round_split = round_split;
     kernels.release = release;
     kernels.halves = find_half_kernels();
+    kernels.bfloat16 = find_bfloat16_tile_kernels();
     return kernels;
   }();
   return table;

@@ -7,6 +7,7 @@
 #include <sys/auxv.h>
 #endif
 
+#include "kernels/bfloat16.h"
 #include "kernels/kernels.h"
 
 namespace equibit {
@@ -22,6 +23,8 @@ bool leaf7(unsigned subleaf, unsigned eax, unsigned edx) {
 constexpr unsigned kAvxVnni = 1u << 4;                   // subleaf 1, EAX
 [[maybe_unused]] constexpr unsigned kTiles = 3u << 24;   // subleaf 0, EDX: tiles and int8
 [[maybe_unused]] constexpr unsigned kHalves = 1u << 23;  // subleaf 0, EDX
+[[maybe_unused]] constexpr unsigned kBfloat16 = 1u << 5;        // subleaf 1, EAX
+[[maybe_unused]] constexpr unsigned kBfloat16Tiles = 1u << 22;  // subleaf 0, EDX
 #endif
 
 #ifdef EQUIBIT_NEON
@@ -49,7 +52,12 @@ struct Choices {
 #ifdef EQUIBIT_AMX
       if (leaf7(0, 0, kTiles) && amx_permitted()) tables[count++] = &amx_kernels();
 #endif
-      tables[count++] = &avx512_kernels();
+      static const Kernels avx512 = [] {
+        Kernels kernels = avx512_kernels();
+        kernels.bfloat16 = find_bfloat16_kernels();
+        return kernels;
+      }();
+      tables[count++] = &avx512;
     }
     if (fma && leaf7(1, kAvxVnni, 0)) tables[count++] = &avxvnni_kernels();
     if (fma) tables[count++] = &avx2_kernels();
@@ -74,6 +82,22 @@ const HalfKernels* find_half_kernels() {
   if (leaf7(0, 0, kHalves)) return &half_kernels();
 #endif
   return nullptr;
+}
+
+const Bfloat16Kernels* find_bfloat16_kernels() {
+#ifdef EQUIBIT_BFLOAT16
+  if (leaf7(1, kBfloat16, 0)) return &bfloat16_kernels();
+#endif
+  return nullptr;
+}
+
+const Bfloat16Kernels* find_bfloat16_tile_kernels() {
+#ifdef EQUIBIT_BFLOAT16_TILES
+  if (leaf7(0, 0, kBfloat16Tiles) && find_bfloat16_kernels() != nullptr) {
+    return &bfloat16_tile_kernels();
+  }
+#endif
+  return find_bfloat16_kernels();
 }
 
 const Kernels& best_kernels() { return *choices().tables[0]; }

@@ -179,6 +179,8 @@ constexpr bool halves_fit(int scalars, int channels, int max_degree) {
   return max_degree <= 2 && scalars % 32 == 0 && channels % 32 == 0;
 }
 
+struct Bfloat16Kernels;
+
 struct Kernels {
   const char* name;
   int panel;  // output channels that a packed float weight keeps side by side
@@ -266,6 +268,7 @@ struct Kernels {
   void (*round_rows16)(const CodeRows&);
   void (*round_rows8)(const CodeRows&);
   void (*round_split)(const CodeRows&);
+  const Bfloat16Kernels* bfloat16;  // or null
   /// Gives up what products of codes hold of the processor. To be called before other code runs.
   void (*release)();
   /// v̂ with magnitude and direction rounded apart (`mddq`, or `mddq-cube`).

@@ -1,3 +1,4 @@
+#include "kernels/bfloat16.h"
 #include "kernels/timed.h"
 
 #include <algorithm>
@@ -26,6 +27,10 @@ const Kernels& owner(Type Kernels::*) {
 template <typename Type>
 const HalfKernels& owner(Type HalfKernels::*) {
   return *measured->halves;
+}
+template <typename Type>
+const Bfloat16Kernels& owner(Type Bfloat16Kernels::*) {
+  return *measured->bfloat16;
 }
 
 /// Member of a table as a function that measures it.
@@ -76,6 +81,13 @@ const Kernels& timed_kernels(const Kernels& kernels) {
     time<&HalfKernels::gradients, kEdgesReverse>(halves);
     time<&HalfKernels::backward, kEdgesReverse>(halves);
     table.halves = &halves;
+  }
+  if (kernels.bfloat16 != nullptr) {
+    static Bfloat16Kernels bfloat16;
+    bfloat16 = *kernels.bfloat16;
+    time<&Bfloat16Kernels::split, kRounding>(bfloat16);
+    time<&Bfloat16Kernels::gemm, kProducts>(bfloat16);
+    table.bfloat16 = &bfloat16;
   }
   time<&Kernels::layer_norm, kAtoms>(table);
   time<&Kernels::layer_norm_backward, kAtoms>(table);

@@ -10,6 +10,8 @@ namespace {
 constexpr int kLongestSum = 512;  // of 16-bit times 8-bit codes in 32 bits
 constexpr int kHighest16 = 32767;
 constexpr int kVectorBits = 24;
+constexpr int kFloatPlanes = 3;    // bfloat16 numbers that are a float32
+constexpr int kReversePlanes = 2;  // that carry a gradient
 
 /// [⌈rows/panel⌉][columns][panel] of a row-major matrix, or of its transpose.
 std::vector<float> packed(const std::vector<float>& matrix, int rows, int columns, int panel,
@@ -140,6 +142,8 @@ Product::Product(const Kernels& kernels, const Tensors& tensors, const std::stri
   vectors_ = vectors_of(tensors, name);
   if (tensors.has(name + ".codes")) {
     read_codes(tensors, name);
+  } else if (tensors.has(name + ".bfloat16")) {
+    planes_ = checked(tensors.integers(name + ".bfloat16", {1})[0], name + ".bfloat16", 1, kFloatPlanes);
   } else if (tensors.has(name + ".bits")) {
     const int bits = tensors.integers(name + ".bits", {2})[0];
     if (bits != kVectorBits) decoded_ = (1 << (checked(bits, name + ".bits", 2, 16) - 1)) - 1;
@@ -147,8 +151,12 @@ Product::Product(const Kernels& kernels, const Tensors& tensors, const std::stri
   }
   if (highest_ == 0 || reverse_.empty()) {
     const std::vector<float> weight = tensors.floats(name + ".weight", {out, in});
-    if (highest_ == 0) forward_ = packed(weight, out, in, kernels.panel, false);
-    backward_ = packed(weight, in, out, kernels.panel, true);
+    if (planes_ > 0) {
+      numbers_ = Bfloat16Matrix(kernels, weight, out, in, planes_, false);
+      reverse_numbers_ = Bfloat16Matrix(kernels, weight, in, out, kReversePlanes, true);
+    }
+    if (highest_ == 0 && numbers_.empty()) forward_ = packed(weight, out, in, kernels.panel, false);
+    if (reverse_numbers_.empty()) backward_ = packed(weight, in, out, kernels.panel, true);
   }
   if (tensors.has(name + ".centers")) {
     centers_ = tensors.floats(name + ".centers", {species, in});
@@ -200,6 +208,10 @@ void Product::read_codes(const Tensors& tensors, const std::string& name) {
 std::string Product::forward_arithmetic() const {
   if (!parts_.empty()) return words_of_parts(&Product::forward_arithmetic);
   if (decoded_ > 0) return "float32 of rounded inputs and weights";
+  if (planes_ == 1) {
+    return numbers_.empty() ? "float32 of bfloat16 inputs" : "bfloat16, sums in float32";
+  }
+  if (!numbers_.empty()) return "float32 as three bfloat16 numbers";
   if (highest_ == 0) return "float32";
   const int bits = std::bit_width(static_cast<unsigned>(highest_)) + 1;
   return "integer: " + std::to_string(bits) + "-bit inputs, " + std::to_string(weight_bits_) +
@@ -208,6 +220,7 @@ std::string Product::forward_arithmetic() const {
 
 std::string Product::reverse_arithmetic() const {
   if (!parts_.empty()) return words_of_parts(&Product::reverse_arithmetic);
+  if (!reverse_numbers_.empty()) return "gradients as two bfloat16 numbers";
   if (reverse_.empty()) return "float32";
   return "integer: 16-bit gradients, " + std::to_string(weight_bits_) + "-bit weights";
 }
@@ -308,6 +321,10 @@ void Product::forward_rows(int64_t rows, const int32_t* species, const float* x,
                            .codes = nullptr,
                            .words = 0,
                            .scales = nullptr};
+  if (planes_ > 0) {
+    forward_numbers(wanted, bias, y, ldy, add, workspace);
+    return;
+  }
   if (decoded_ > 0) {
     float* decoded = workspace.take<float>(rows * in_);
     wanted.scales = workspace.take<float>(rows);
@@ -325,6 +342,32 @@ void Product::forward_rows(int64_t rows, const int32_t* species, const float* x,
     return;
   }
   run(codes_, wanted, steps, clips, bias, centered ? species : nullptr, y, ldy, add, workspace);
+}
+
+void Product::forward_numbers(const CodeRows& rows, const float* bias, float* y, int64_t ldy,
+                              bool add, Workspace& workspace) const {
+  const int32_t* species = rows.centers != nullptr ? rows.species : nullptr;
+  if (!numbers_.empty()) {
+    numbers_.multiply(*kernels_, rows, bias, species, y, ldy, add, workspace);
+    return;
+  }
+  const float* x = rows.x;
+  int64_t ldx = rows.ldx;
+  if (planes_ < kFloatPlanes) {
+    float* rounded = workspace.take<float>(rows.rows * in_);
+    round_to_bfloat16(rows, rounded);
+    x = rounded;
+    ldx = in_;
+  }
+  if (species != nullptr) {
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      const float* own = bias + static_cast<int64_t>(species[r]) * out_;
+      for (int o = 0; o < out_; ++o) y[r * ldy + o] = own[o] + (add ? y[r * ldy + o] : 0.0f);
+    }
+    add = true;
+    bias = nullptr;
+  }
+  kernels_->gemm(rows.rows, in_, out_, x, ldx, forward_.data(), bias, y, ldy, add);
 }
 
 void Product::forward_vectors(int64_t atoms, int components, const float* x, float* y,
@@ -361,7 +404,14 @@ void Product::backward(int64_t rows, const float* dy, int64_t ldy, float* dx, in
     }
     return;
   }
-  if (reverse_.empty()) {
+  if (!reverse_numbers_.empty()) {
+    CodeRows gradients{};
+    gradients.rows = rows;
+    gradients.n = out_;
+    gradients.x = dy;
+    gradients.ldx = ldy;
+    reverse_numbers_.multiply(*kernels_, gradients, nullptr, nullptr, dx, ldx, add, workspace);
+  } else if (reverse_.empty()) {
     kernels_->gemm(rows, out_, in_, dy, ldy, backward_.data(), nullptr, dx, ldx, add);
   }
   int64_t column = 0;

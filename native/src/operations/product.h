@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "operations/bfloat16.h"
 #include "operations/rounding.h"
 #include "operations/tensors.h"
 #include "operations/workspace.h"
@@ -36,6 +37,10 @@ float learned_step(const Tensors& tensors, const std::string& name);
 /// the recipe rounds. The reverse pass uses the rounded weights and passes straight through the
 /// rounding of inputs, unless a learned step clipped them.
 ///
+/// Products of bfloat16 numbers are summed in float32. Vectors, which are float32, and the gradients of
+/// the reverse pass are carried by three and by two such numbers, which is float32 itself and 2⁻¹⁶ of
+/// each; where the processor has no such products, or no fast ones, both are float32.
+///
 /// Several products of one input, side by side, are one product; where their inputs are rounded
 /// differently, that is a list of products behind the same face.
 class Product {
@@ -45,7 +50,9 @@ class Product {
   /// Reads NAME.weight [out, in] and NAME.bias [out], if there is to be one. For weights in codes
   /// also NAME.codes [out, in] (int8), NAME.steps [out, groups], NAME.group [1] and NAME.bits [2]
   /// (int32; bits of the inputs, 24 for vectors, and of the weights); without codes, inputs are
-  /// rounded to those bits and multiplied in floats. Where inputs are centred NAME.centers
+  /// rounded to those bits and multiplied in floats. With NAME.bfloat16 [1] (int32) instead, inputs are
+  /// so many bfloat16 numbers, 1 or 3, and so are weights if products are to be fast. Where inputs are
+  /// centred NAME.centers
   /// [species, in], whose contribution is in a bias [species, out] unless codes are missing, and
   /// where their step was learned NAME.step [1]. For rounded vectors NAME.vector [3], the codec and
   /// bits of magnitude and direction. With NAME.parts [1], all of this under NAME.0, NAME.1, …
@@ -57,9 +64,10 @@ class Product {
   std::string forward_arithmetic() const;
   std::string reverse_arithmetic() const;
 
-  /// Whether gradients pass in codes.
+  /// Whether gradients pass in codes, or in bfloat16 numbers.
   bool reverse_in_codes() const {
-    return parts_.empty() ? !reverse_.empty() : parts_[0].reverse_in_codes();
+    if (!parts_.empty()) return parts_[0].reverse_in_codes();
+    return !reverse_.empty() || !reverse_numbers_.empty();
   }
 
   int in() const { return in_; }
@@ -88,6 +96,8 @@ class Product {
  private:
   void read_codes(const Tensors& tensors, const std::string& name);
   std::string words_of_parts(std::string (Product::*words)() const) const;
+  void forward_numbers(const CodeRows& rows, const float* bias, float* y, int64_t ldy, bool add,
+                       Workspace& workspace) const;
   /// With steps of rows, codes are rounded to them and what is clipped is noted.
   void run(const PackedCodes& codes, const CodeRows& rows, const float* steps, uint8_t* clips,
            const float* bias, const int32_t* bias_index, float* y, int64_t ldy, bool add,
@@ -105,6 +115,8 @@ class Product {
   int highest_ = 0;                      // code of an input; 0 where the product runs in floats
   int decoded_ = 0;                      // the same of an input that is decoded for such a product
   int weight_bits_ = 0;
+  int planes_ = 0;                       // bfloat16 numbers of an input; 0 where it is something else
+  Bfloat16Matrix numbers_, reverse_numbers_;
   float step_ = 0.0f;                    // that was learned, or 0
   VectorRounding vectors_;
   PackedCodes codes_;

@@ -27,7 +27,7 @@ def bench(
     ] = "24,81,192,648,999,3000,9999",
     recipes: Annotated[
         str, typer.Option(help="Low-bit forms beside float32, with commas.")
-    ] = "w8a8,w4a8,w8a16,w4a16",
+    ] = "w8a8,w4a8,w8a16,w4a16,bf16",
     kernels: Annotated[
         str | None, typer.Option(help="Instruction sets, with commas; the fastest if left out.")
     ] = None,

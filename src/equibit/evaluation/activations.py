@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from equibit.evaluation.size import CodeUse
+from equibit.evaluation.size import MAX_BITS, CodeUse
 from equibit.networks.potential import TorchPotential
 from equibit.quantization.codecs import (
     ComponentCodec,
@@ -21,8 +21,6 @@ from equibit.quantization.codecs import (
 )
 from equibit.quantization.quantizers import ScalarQuantizer
 from equibit.structures import Structure
-
-MAX_BITS = 8  # wider quantisers have more codes than a picture or a table can show
 
 Codes = list[npt.NDArray[np.int64]]
 

@@ -12,7 +12,14 @@ from equibit.evaluation.metrics import symbol
 from equibit.evaluation.record import Record
 from equibit.evaluation.size import ModelSize, PartSize, measure_size, packed_layers
 from equibit.models.shipped import CARD_SUFFIX
-from equibit.quantization.recipes import Recipe, ScalarSpec, VectorSpec
+from equibit.quantization.recipes import (
+    BFLOAT16,
+    BFLOAT16_BITS,
+    Recipe,
+    ScalarSpec,
+    VectorSpec,
+    WeightSpec,
+)
 from equibit.storage import Container, read_container
 from equibit.storage.checksum import file_sha256
 from equibit.structures.errors import ConfigError, FileFormatError
@@ -31,7 +38,7 @@ class LayerDescription(Record):
         name: of the layer.
         shape: of its weight, output channels before input channels.
         bits: width of a weight code.
-        steps: what has a step of its own.
+        steps: what has a step of its own, or that numbers have an exponent instead.
         input: how its input is rounded.
         bytes: of the layer, everything counted.
     """
@@ -138,7 +145,9 @@ def _layers(container: Container, recipe: Recipe, size: ModelSize) -> Iterator[L
             name=name,
             shape=tuple(layer["shape"]),
             bits=int(layer["bits"]),
-            steps=_sharing(layer["granularity"], layer["group_size"]),
+            steps="as bfloat16"
+            if layer["bits"] == BFLOAT16_BITS
+            else _sharing(layer["granularity"], layer["group_size"]),
             input=_input(
                 layer, recipe, of_pairs=_PAIRS in name, centered=centers in container.tensors
             ),
@@ -166,22 +175,18 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
     """
     if recipe is None:
         return ["Everything is FP32; atomic energies are scaled, shifted and summed in FP64."]
-    weights = recipe.weights
-    share = _sharing(weights.granularity, weights.group_size)
-    sentences = [f"Weights of quantised layers: {weights.bits}-bit codes, one step {share}."]
+    sentences = [f"Weights of quantised layers: {weight_words(recipe.weights)}."]
     if recipe.vector_weights is not None:
-        own = recipe.vector_weights
-        sentences.append(
-            f"Weights of channel mixings: {own.bits}-bit codes, one step "
-            f"{_sharing(own.granularity, own.group_size)}."
-        )
+        sentences.append(f"Weights of channel mixings: {weight_words(recipe.vector_weights)}.")
     for entry in recipe.layer_weights:
-        sharing = _sharing(entry.weights.granularity, entry.weights.group_size)
-        sentences.append(
-            f"Of layers named {entry.pattern}: {entry.weights.bits}-bit codes, one step {sharing}."
-        )
+        sentences.append(f"Of layers named {entry.pattern}: {weight_words(entry.weights)}.")
     if recipe.scalars is None:
         sentences.append("Invariant inputs of matrix products: float.")
+    elif BFLOAT16 in (recipe.scalars.scale, recipe.weights.method):
+        sentences.append(
+            f"Invariant inputs of matrix products: {scalar_words(recipe.scalars)}. Products are summed "
+            "in float32; PyTorch simulates the same rounding in floats."
+        )
     else:
         sentences.append(
             f"Invariant inputs of matrix products: {scalar_words(recipe.scalars)}. Both factors are "
@@ -220,9 +225,8 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
         some = recipe.weight_only_layers
         chosen = "" if some == ("*",) else f" (of them {', '.join(some)})"
         sentences.append(
-            f"Radial filters and energy head{chosen}: {recipe.weight_only.bits}-bit weights, one step "
-            f"{_sharing(recipe.weight_only.granularity, recipe.weight_only.group_size)}; their "
-            "inputs are float, so energies stay smooth in the distances."
+            f"Radial filters and energy head{chosen}: {weight_words(recipe.weight_only, 'weights')}; "
+            "their inputs are float, so energies stay smooth in the distances."
         )
     stays += [f"layers named {pattern}" for pattern in recipe.keep_fp32]
     sentences.append(
@@ -231,13 +235,19 @@ def recipe_words(recipe: Recipe | None) -> list[str]:
     return sentences
 
 
+def weight_words(spec: WeightSpec, noun: str = "codes") -> str:
+    """Rounding of weights in a few words."""
+    if spec.method == BFLOAT16:
+        return f"{BFLOAT16} {noun}"
+    return f"{spec.bits}-bit {noun}, one step {_sharing(spec.granularity, spec.group_size)}"
+
+
 def scalar_words(spec: ScalarSpec | None) -> str:
     """Rounding of invariant inputs in a few words."""
     if spec is None:
         return "float"
-    scale = scale_words(spec.scale)
-    centred = ", mean of the species subtracted" if spec.centered else ""
-    return f"{spec.bits} bits, {scale}{centred}"
+    own = BFLOAT16 if spec.scale == BFLOAT16 else f"{spec.bits} bits, {scale_words(spec.scale)}"
+    return own + (", mean of the species subtracted" if spec.centered else "")
 
 
 def scale_words(scale: str) -> str:

@@ -20,6 +20,7 @@ from equibit.structures.structure import IntArray
 
 FP32_BYTES = 4
 FP32_BITS = 32
+MAX_BITS = 8  # wider quantisers have more codes than a picture or a table can show
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def measure_size(
 
 
 def weight_code_use(path: str | os.PathLike[str]) -> list[CodeUse]:
-    """Use of the weight codes of every quantised layer of a model file; empty for FP32.
+    """Use of the weight codes of up to eight bits, layer by layer of a model file; empty for FP32.
 
     Raises:
         FileFormatError: not a model file, or a damaged one.
@@ -159,6 +160,8 @@ def weight_code_use(path: str | os.PathLike[str]) -> list[CodeUse]:
         if packed is None:
             raise FileFormatError(f"{path} lacks the tensor {name}.codes; write it again")
         bits, shape = int(layer["bits"]), tuple(layer["shape"])
+        if bits > MAX_BITS:
+            continue
         codes = unpack_codes(
             packed.astype(np.uint8, copy=False)[: code_bytes(shape, bits)], bits, shape
         )

@@ -95,7 +95,7 @@ class BenchSettings:
     irreps: str = "64x0e+64x1o"
     layers: int = 6
     attention: str = "linear"
-    recipes: tuple[str, ...] = ("w8a8", "w4a8", "w8a16", "w4a16")
+    recipes: tuple[str, ...] = ("w8a8", "w4a8", "w8a16", "w4a16", "bf16")
     systems: tuple[str, ...] = tuple(SYSTEMS)
     sizes: tuple[int, ...] = SIZES
     kernels: tuple[str, ...] | None = None

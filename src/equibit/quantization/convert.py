@@ -13,14 +13,10 @@ from equibit.networks.attention import AttentionInput
 from equibit.networks.context import Context
 from equibit.networks.linear import BlockLinear, EquivariantLinear, Linear
 from equibit.networks.radial import RadialFilter, SplineBasis
-from equibit.quantization import published  # noqa: F401  (registers its quantisers)
+from equibit.quantization import bfloat16, published  # noqa: F401  (register their quantisers)
 from equibit.quantization.codecs import VectorQuantizer
 from equibit.quantization.protection import DegreeProtection
-from equibit.quantization.quantizers import (
-    ScalarQuantizer,
-    WeightQuantizer,
-    weight_of_codes,
-)
+from equibit.quantization.quantizers import ScalarQuantizer, WeightQuantizer
 from equibit.quantization.recipes import Recipe, ScalarSpec, WeightSpec, get_recipe
 from equibit.structures.errors import ModelError
 
@@ -35,7 +31,8 @@ class QuantizedLayer(nn.Module):
     Attributes:
         spec: of the weight.
         weight_quantizer: None once frozen.
-        codes, steps: of a frozen weight, int8 and float; ``weight`` then holds step · code.
+        codes, steps: of a frozen weight, integers and floats; ``weight`` then holds what they stand
+            for, which is step · code or what the weight quantiser says.
         offsets: of a frozen weight whose numbers are step · (code + offset), else None.
     """
 
@@ -69,11 +66,13 @@ class QuantizedLayer(nn.Module):
         dtype, device = self.weight.dtype, self.weight.device
         steps = steps.to(device, dtype)
         offsets = None if offsets is None else offsets.to(device, dtype)
-        weight = weight_of_codes(codes.to(device, dtype), steps, offsets, self.spec)
+        assert self.weight_quantizer is not None, "codes are set once"
+        weight = self.weight_quantizer.dequantize(codes.to(device, dtype), steps, offsets)
         del self.weight
         self.weight_quantizer = None
         self.register_buffer("weight", weight, persistent=False)
-        values = {"codes": codes.to(device, torch.int8), "steps": steps, "offsets": offsets}
+        integers = torch.int8 if self.spec.bits <= 8 else torch.int16
+        values = {"codes": codes.to(device, integers), "steps": steps, "offsets": offsets}
         for name, value in values.items():
             delattr(self, name)
             self.register_buffer(name, value)

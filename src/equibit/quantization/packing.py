@@ -1,7 +1,7 @@
 """Codes and steps as bytes: what a saved network and the engine share. NumPy only.
 
 Codes of b bits are two's complement, packed without gaps in row-major order, least significant bits
-first: two 4-bit codes share a byte, the earlier one in its low half.
+first: two 4-bit codes share a byte, the earlier one in its low half. Codes of 16 bits are bfloat16 numbers.
 
 Steps on the grid 2^(k/16) take one byte each, k − k_min, and lie behind the codes; other steps keep the
 narrowest float type that holds them exactly.
@@ -38,13 +38,13 @@ def pack_codes(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     half = 1 << (bits - 1)
     if values.size and (values.min() < -half or values.max() >= half):
         raise ValueError(f"codes span {values.min()} to {values.max()}: too wide for {bits} bits")
-    unsigned = (values & (2 * half - 1)).astype(np.uint8)
-    each = np.unpackbits(unsigned[:, None], axis=1, bitorder="little")[:, :bits]
+    unsigned = (values & (2 * half - 1)).astype("<u2").view(np.uint8).reshape(-1, 2)
+    each = np.unpackbits(unsigned, axis=1, bitorder="little")[:, :bits]
     return np.packbits(each, bitorder="little")
 
 
-def unpack_codes(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """The inverse of ``pack_codes``.
+def unpack_codes(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The inverse of ``pack_codes``, int8 or, beyond 8 bits, int16.
 
     Raises:
         FileFormatError: the number of bytes does not fit the shape.
@@ -55,10 +55,11 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -
             f"{packed.size} bytes of {packed.dtype} cannot hold {count} codes of {bits} bits"
         )
     each = np.unpackbits(packed.ravel(), count=count * bits, bitorder="little")
-    values = np.packbits(each.reshape(count, bits), axis=1, bitorder="little")[:, 0]
+    whole = np.pad(each.reshape(count, bits), ((0, 0), (0, 16 - bits)))
+    values = np.packbits(whole, axis=1, bitorder="little").view("<u2").astype(np.int32)[:, 0]
     half = 1 << (bits - 1)
-    signed = values.astype(np.int16) - ((values & half).astype(np.int16) << 1)
-    return signed.astype(np.int8).reshape(shape)
+    signed = (values ^ half) - half
+    return signed.astype(np.int8 if bits <= 8 else np.int16).reshape(shape)
 
 
 def grid_steps(indices: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -6,11 +6,14 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from equibit.structures.errors import ConfigError
 
 Frame = Literal["lab", "local"]
+
+BFLOAT16 = "bfloat16"  # method of weights and scale of scalars that are rounded to it
+BFLOAT16_BITS = 16
 
 
 class _Spec(BaseModel):
@@ -21,16 +24,32 @@ class WeightSpec(_Spec):
     """How the weights of a layer become integer codes times steps.
 
     Attributes:
-        bits: width of a code.
+        bits: width of a code, 2 to 8; 16 for ``bfloat16`` alone, whose codes are numbers themselves.
         granularity: one step per tensor, per output channel, or per group of input channels.
         group_size: input channels that share a step, where granularity is ``group``.
         method: a registered ``WeightQuantizer``.
     """
 
-    bits: int = Field(default=8, ge=2, le=8)
+    bits: int = Field(default=8, ge=2, le=BFLOAT16_BITS)
     granularity: Literal["tensor", "channel", "group"] = "channel"
     group_size: int = Field(default=32, ge=2)
     method: str = "lsq"
+
+    @field_validator("bits")
+    @classmethod
+    def _known_width(cls, bits: int) -> int:
+        if 8 < bits < BFLOAT16_BITS:
+            raise ValueError(f"codes of weights have 2 to 8 bits, or {BFLOAT16_BITS} as {BFLOAT16}")
+        return bits
+
+    @model_validator(mode="after")
+    def _sixteen_bits_are_bfloat16(self) -> WeightSpec:
+        if (self.bits == BFLOAT16_BITS) != (self.method == BFLOAT16):
+            raise ValueError(
+                f"{self.bits} bits by the method {self.method!r}: {BFLOAT16_BITS} bits are those of "
+                f"{BFLOAT16!r}, which has no others"
+            )
+        return self
 
 
 class ScalarSpec(_Spec):
@@ -38,7 +57,8 @@ class ScalarSpec(_Spec):
 
     Attributes:
         bits: width of a code.
-        scale: a registered ``ScalarQuantizer``: ``dynamic`` (per atom) or ``static`` (learned).
+        scale: a registered ``ScalarQuantizer``: ``dynamic`` (per atom), ``static`` (learned), or
+            ``bfloat16``, which has none and 16 bits.
         centered: subtract the mean activation of the atom's species before rounding and add it
             back after; only for inputs that are per atom.
     """
@@ -328,6 +348,13 @@ RECIPES: dict[str, Recipe] = {
             scalars=_CENTERED_16,
             vectors=_FLOAT_VECTORS,
             attention_bits=16,
+            float_bits=16,
+        ),
+        Recipe(
+            name="bf16",
+            weights=WeightSpec(bits=BFLOAT16_BITS, granularity="tensor", method=BFLOAT16),
+            scalars=ScalarSpec(bits=BFLOAT16_BITS, scale=BFLOAT16, centered=True),
+            vectors=_FLOAT_VECTORS,
             float_bits=16,
         ),
         *PUBLISHED,

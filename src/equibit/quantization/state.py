@@ -144,6 +144,8 @@ def import_state(
         if entry.get("offsets"):
             offsets = torch.from_numpy(_take(remaining, f"{name}.offsets").astype(np.float32))
         layer.set_codes(torch.from_numpy(codes), torch.from_numpy(steps), offsets)
+        if not torch.isfinite(layer.weight).all():
+            raise FileFormatError(f"{name}.codes holds numbers that are not finite")
     own = {f"{name}.{buffer}" for name in layers for buffer in _OWN}
     for name, target in network.state_dict(keep_vars=True).items():
         if name not in own:
