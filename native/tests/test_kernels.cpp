@@ -2,6 +2,7 @@
 // Built with -DEQUIBIT_TESTS=ON, and with -DEQUIBIT_SANITIZE=ON for AddressSanitizer and UBSan.
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -9,7 +10,9 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/bfloat16.h"
 #include "kernels/kernels.h"
+#include "operations/bfloat16.h"
 #include "operations/evaluator.h"
 #include "operations/geometry.h"
 #include "operations/product.h"
@@ -109,6 +112,142 @@ void test_product(const Kernels& kernels, int rows, int in, int out, int bits, i
     }
   }
   check(worst <= 2e-6 * scale, what + ": error " + std::to_string(worst / scale));
+}
+
+void test_nearest_bfloat16() {
+  constexpr float kUnit = 1.0f / 128;
+  const struct {
+    float x, nearest;
+  } by_hand[] = {{0.0f, 0.0f},
+                 {1.0f + 0.4f * kUnit, 1.0f},
+                 {1.0f + 0.5f * kUnit, 1.0f},
+                 {1.0f + 0.6f * kUnit, 1.0f + kUnit},
+                 {1.0f + 1.5f * kUnit, 1.0f + 2 * kUnit},
+                 {2.0f - 0.5f * kUnit, 2.0f},
+                 {301.0f, 300.0f},
+                 {3.4e38f, HUGE_VALF},
+                 {HUGE_VALF, HUGE_VALF}};
+  for (const auto& [x, nearest] : by_hand) {
+    check(nearest_bfloat16(x) == nearest, "nearest bfloat16 of " + std::to_string(x));
+    check(nearest_bfloat16(-x) == -nearest, "nearest bfloat16 of " + std::to_string(-x));
+  }
+  check(std::isnan(nearest_bfloat16(std::nanf(""))), "bfloat16 of no number is no number");
+}
+
+/// Planes of rows against plain rounding, and their sum against x.
+void test_bfloat16_rows(const Kernels& kernels, int n) {
+  if (kernels.bfloat16 == nullptr) return;
+  const std::string what = std::string(kernels.name) + " rows of " + std::to_string(n);
+  const int rows = 5, unit = kernels.bfloat16->words_per_row, ldx = n + 3;
+  const int words = ((n + 1) / 2 + unit - 1) / unit * unit;
+  const std::vector<float> x = random(rows * ldx), centers = random(2 * n);
+  const std::vector<int32_t> species = {1, 0, 1, 1, 0};
+  for (int planes : {1, 2, 3}) {
+    std::vector<int32_t> codes(static_cast<size_t>(rows) * planes * words, -1);
+    CodeRows wanted{};
+    wanted.rows = rows;
+    wanted.n = n;
+    wanted.x = x.data();
+    wanted.ldx = ldx;
+    wanted.centers = planes == 1 ? centers.data() : nullptr;
+    wanted.species = species.data();
+    wanted.codes = codes.data();
+    wanted.words = words;
+    kernels.bfloat16->split(wanted, planes);
+    for (int r = 0; r < rows; ++r) {
+      for (int k = 0; k < 2 * words; ++k) {
+        float rest = k < n ? x[static_cast<size_t>(r * ldx + k)] : 0.0f;
+        if (planes == 1 && k < n) {
+          rest -= centers[static_cast<size_t>(species[static_cast<size_t>(r)] * n + k)];
+        }
+        for (int plane = 0; plane < planes; ++plane) {
+          const auto word =
+              static_cast<uint32_t>(codes[static_cast<size_t>((r * planes + plane) * words + k / 2)]);
+          const auto got = std::bit_cast<float>((k % 2 == 0 ? word << 16 : word) & 0xffff0000u);
+          check(got == nearest_bfloat16(rest), what + ", plane " + std::to_string(plane));
+          rest -= got;
+        }
+        if (planes == 3) check(rest == 0.0f, what + ": three planes are float32");
+      }
+    }
+  }
+}
+
+/// Products of bfloat16 weights, forward and reverse, against sums in float64.
+void test_bfloat16_product(const Kernels& kernels, int rows, int in, int out, int planes) {
+  const std::string what = std::string(kernels.name) + " bfloat16 product " + std::to_string(rows) +
+                           "×" + std::to_string(in) + "×" + std::to_string(out) + " planes " +
+                           std::to_string(planes);
+  constexpr int kSpecies = 3;
+  Model model;
+  std::vector<float> weight = random(static_cast<int64_t>(out) * in);
+  for (float& w : weight) w = nearest_bfloat16(w);
+  model.add("p.weight", weight, {out, in});
+  model.integers.push_back({planes});
+  model.tensors.add("p.bfloat16", {Tensor::Type::kInt32, model.integers.back().data(), {1}});
+  const bool centered = planes == 1;
+  if (centered) model.add_random("p.centers", {kSpecies, in});
+  if (centered) {
+    model.add_random("p.bias", {kSpecies, out});
+  } else {
+    model.add_random("p.bias", {out});
+  }
+  const Product product(kernels, model.tensors, "p", in, out, true, kSpecies);
+  std::vector<int32_t> species;
+  for (int r = 0; r < rows; ++r) species.push_back(r % kSpecies);
+  const int ldx = in + 5, ldy = out + 2;
+  const std::vector<float> x = random(static_cast<int64_t>(rows) * ldx);
+  const std::vector<float> dy = random(static_cast<int64_t>(rows) * ldy);
+  Workspace workspace;
+  std::vector<float> y(dy.size(), 1.0f), dx(x.size(), 1.0f);
+  product.forward(rows, species.data(), x.data(), ldx, y.data(), ldy, true, workspace);
+  product.backward(rows, dy.data(), ldy, dx.data(), ldx, true, workspace);
+  kernels.release();
+  const auto value = [&](int r, int k) {
+    const float own = x[static_cast<size_t>(r * ldx + k)];
+    if (!centered) return own;
+    const float center = model.floats[1][static_cast<size_t>(species[static_cast<size_t>(r)] * in + k)];
+    return nearest_bfloat16(own - center);
+  };
+  double worst = 0.0, scale = 1.0, worst_reverse = 0.0, scale_reverse = 1.0;
+  for (int r = 0; r < rows; ++r) {
+    for (int o = 0; o < ldy; ++o) {
+      double sum = 1.0;
+      if (o < out) {
+        const size_t row = centered ? static_cast<size_t>(species[static_cast<size_t>(r)]) : 0;
+        sum += model.floats.back()[row * static_cast<size_t>(out) + static_cast<size_t>(o)];
+      }
+      for (int k = 0; k < in && o < out; ++k) {
+        sum += static_cast<double>(value(r, k)) * weight[static_cast<size_t>(o * in + k)];
+      }
+      worst = std::max(worst, std::abs(sum - y[static_cast<size_t>(r * ldy + o)]));
+      scale = std::max(scale, std::abs(sum));
+    }
+    for (int k = 0; k < ldx; ++k) {
+      double sum = 1.0;
+      for (int o = 0; o < out && k < in; ++o) {
+        sum += static_cast<double>(dy[static_cast<size_t>(r * ldy + o)]) *
+               weight[static_cast<size_t>(o * in + k)];
+      }
+      worst_reverse = std::max(worst_reverse, std::abs(sum - dx[static_cast<size_t>(r * ldx + k)]));
+      scale_reverse = std::max(scale_reverse, std::abs(sum));
+    }
+  }
+  check(worst <= 2e-6 * scale, what + ": error " + std::to_string(worst / scale));
+  check(worst_reverse <= 2e-5 * scale_reverse,
+        what + ": error of the reverse " + std::to_string(worst_reverse / scale_reverse));
+
+  // Each row by itself, to the last bit.
+  for (int r = 0; r < rows; ++r) {
+    std::vector<float> alone(static_cast<size_t>(out), 1.0f), back(static_cast<size_t>(in), 1.0f);
+    product.forward(1, &species[static_cast<size_t>(r)], x.data() + r * ldx, ldx, alone.data(), out,
+                    true, workspace);
+    product.backward(1, dy.data() + r * ldy, ldy, back.data(), in, true, workspace);
+    check(std::equal(alone.begin(), alone.end(), y.begin() + r * ldy) &&
+              std::equal(back.begin(), back.end(), dx.begin() + r * ldx),
+          what + ": a row depends on others");
+  }
+  kernels.release();
 }
 
 void test_norms(const Kernels& kernels) {
@@ -366,6 +505,13 @@ int main() {
     test_product(kernels, 41, 256, 70, 16, 64);
     test_product(kernels, 41, 256, 70, 8, 64);
     test_product(kernels, 17, 512, 40, 8, 32);  // more groups than tiles take at a time
+    for (int n : {1, 8, 23, 32, 64, 200}) test_bfloat16_rows(kernels, n);
+    for (int rows : {1, 2, 9, 16, 27}) {
+      for (int planes : {1, 3}) {
+        for (int in : {8, 23, 32, 64, 128, 150}) test_bfloat16_product(kernels, rows, in, 96, planes);
+        for (int out : {1, 7, 33, 50}) test_bfloat16_product(kernels, rows, 64, out, planes);
+      }
+    }
     test_norms(kernels);
     for (const int width : {5, 16, 24}) {
       for (const int heads : {1, 4, 6}) test_heads(kernels, heads, width);
@@ -376,6 +522,7 @@ int main() {
       test_gates(kernels, 5, channels);
     }
   }
+  test_nearest_bfloat16();
   test_loader();
   return verdict();
 }
