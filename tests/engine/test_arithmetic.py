@@ -47,6 +47,10 @@ def check_words(path: Path) -> int:
             here = layers_of(name, layers)
             for layer in here:
                 bits = max(other.bits for other in here)
+                if "bfloat16" in layer.steps:
+                    assert fits_bfloat16(layer, forward, reverse, kernels), (layer, forward, kernels)
+                    compared += 1
+                    continue
                 assert fits(layer, bits, forward, kernels), (layer, forward, kernels)
                 back = f"integer: 16-bit gradients, {layer.bits if ';' in reverse else bits}-bit weights"
                 assert reverse == "float32" or back in reverse, (layer, reverse)
@@ -72,6 +76,16 @@ def fits(layer: LayerDescription, weight_bits: int, forward: str, kernels: str) 
         on_tiles = f"integer: 24-bit inputs, {weights}"
         return forward == "float32" or (kernels == "amx" and forward == on_tiles)
     return integers in forward or forward == "float32 of rounded inputs and weights"
+
+
+def fits_bfloat16(layer: LayerDescription, forward: str, reverse: str, kernels: str) -> bool:
+    """The same of bfloat16 weights: products of such numbers where the processor has them."""
+    if reverse not in ("float32", "gradients as two bfloat16 numbers"):
+        return False
+    if layer.input.startswith("bfloat16"):
+        fast = kernels in ("amx", "avx512") and forward == "bfloat16, sums in float32"
+        return fast or forward == "float32 of bfloat16 inputs"
+    return forward in ("float32", "float32 as three bfloat16 numbers")
 
 
 @pytest.mark.parametrize("name", FILES, ids=lambda name: Path(name).stem)
