@@ -48,7 +48,11 @@ def check_words(path: Path) -> int:
             for layer in here:
                 bits = max(other.bits for other in here)
                 if "bfloat16" in layer.steps:
-                    assert fits_bfloat16(layer, forward, reverse, kernels), (layer, forward, kernels)
+                    assert fits_bfloat16(layer, forward, reverse, kernels), (
+                        layer,
+                        forward,
+                        kernels,
+                    )
                     compared += 1
                     continue
                 assert fits(layer, bits, forward, kernels), (layer, forward, kernels)

@@ -128,6 +128,44 @@ SHARED = {
 }
 
 
+def first_number(bits: int) -> Any:
+    """Other bits for the first weight of a layer of bfloat16 numbers."""
+
+    def change(codes: np.ndarray) -> np.ndarray:
+        codes[:2] = np.array([bits], "<u2").view(np.uint8)
+        return codes
+
+    return changed_tensor("update.0.hidden.codes", change)
+
+
+def changed_common(**changes: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda header, tensors: header["quantization"]["common"].update(changes)
+
+
+BFLOAT16 = {
+    "infinite": first_number(0x7F80),
+    "no number": first_number(0xFFC1),
+    "half a number short": changed_tensor("update.0.hidden.codes", lambda x: x[:-2]),
+    "twelve bits": changed_common(bits=12),
+    "integers in the place of numbers": changed_common(bits=8),
+    "inputs of eight bits": changed_common(input_bits=8),
+    "two steps": changed_tensor("update.0.hidden.codes", lambda x: np.append(x, x[-1:])),
+}
+
+
+@pytest.mark.parametrize("what", BFLOAT16)
+def test_bfloat16_numbers_that_nobody_should_trust_are_refused(what: str, tmp_path: Path) -> None:
+    container = read_container(kept("bf16", 3), kind="model")
+    BFLOAT16[what](container.header, container.tensors)
+    path = tmp_path / "model.safetensors"
+    write_container(path, container.tensors, container.header)
+    with pytest.raises(FileFormatError, match=r"model\.safetensors"):
+        engine.load(path)
+    if what != "inputs of eight bits":  # which torch reads from the recipe
+        with pytest.raises(FileFormatError, match=r"codes|cannot hold"):
+            load_potential(path)
+
+
 @pytest.mark.parametrize(
     ("version", "what"), [(1, what) for what in HOSTILE] + [(3, what) for what in SHARED]
 )
