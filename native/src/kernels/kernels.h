@@ -268,7 +268,6 @@ struct Kernels {
   void (*round_rows16)(const CodeRows&);
   void (*round_rows8)(const CodeRows&);
   void (*round_split)(const CodeRows&);
-  const Bfloat16Kernels* bfloat16;  // or null
   /// Gives up what products of codes hold of the processor. To be called before other code runs.
   void (*release)();
   /// v̂ with magnitude and direction rounded apart (`mddq`, or `mddq-cube`).
@@ -278,6 +277,7 @@ struct Kernels {
   void (*round_vectors_backward)(int64_t atoms, int components, int channels, const float* v,
                                  int magnitude_highest, int direction_highest, bool cube,
                                  float* gradient);
+  const Bfloat16Kernels* bfloat16;  // or null
 };
 
 const Kernels& portable_kernels();
