@@ -44,6 +44,8 @@ void configure(int words) {
     config.bytes[tile] = static_cast<uint16_t>(tile >= 4 ? 4 * words : 64);
     config.rows[tile] = static_cast<uint8_t>(tile == 3 ? words : kTile);
   }
+  // GCC believes that only the first eight bytes are read, and would not write the others.
+  asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
 

@@ -1,10 +1,10 @@
 // Products of bfloat16 numbers by AVX512-BF16.
 
-#include <cstdint>
+#include "kernels/bfloat16.h"
 
 #include <immintrin.h>
 
-#include "kernels/bfloat16.h"
+#include <cstdint>
 
 namespace equibit {
 namespace {
@@ -54,9 +54,12 @@ void split_as(const CodeRows& p) {
 
 void split(const CodeRows& p, int planes) {
   switch (planes) {
-    case 1: return split_as<1>(p);
-    case 2: return split_as<2>(p);
-    default: return split_as<3>(p);
+    case 1:
+      return split_as<1>(p);
+    case 2:
+      return split_as<2>(p);
+    default:
+      return split_as<3>(p);
   }
 }
 
@@ -101,8 +104,8 @@ void gemm(const CodeProduct& p) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = p.rows * block / blocks, end = p.rows * (block + 1) / blocks;
       switch (end - begin) {
-#define EQUIBIT_ROWS(R) \
-  case R:               \
+#define EQUIBIT_ROWS(R)            \
+  case R:                          \
     gemm_rows<R>(p, begin, first); \
     break;
         EQUIBIT_ROWS(1)

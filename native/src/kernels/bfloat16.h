@@ -7,8 +7,8 @@ namespace equibit {
 
 /// Numbers come two to a 32-bit word, and sums are float32.
 ///
-/// A row of inputs is carried by one to three planes, x = x_0 + x_1 + x_2, each the rest of those before
-/// it, rounded: three are float32 itself.
+/// A row of inputs is carried by one to three planes, x = x_0 + x_1 + x_2, each the rest of those
+/// before it, rounded: three are float32 itself.
 struct Bfloat16Kernels {
   int most_planes;    // that products take
   int words_per_row;  // come in multiples of this

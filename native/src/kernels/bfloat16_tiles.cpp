@@ -1,11 +1,12 @@
 // Products of bfloat16 numbers on the tile registers of AMX.
 //
-// A tile of inputs is 16 rows of 32 numbers; a tile of weights is 16 words of 16 output channels, which
-// is half of a packed panel as it lies in memory. All planes of a row are summed in one float32 tile.
-
-#include <cstdint>
+// A tile of inputs is 16 rows of 32 numbers; a tile of weights is 16 words of 16 output channels,
+// which is half of a packed panel as it lies in memory. All planes of a row are summed in one
+// float32 tile.
 
 #include <immintrin.h>
+
+#include <cstdint>
 
 #include "kernels/bfloat16.h"
 #include "kernels/tiles.h"
@@ -34,9 +35,9 @@ EQUIBIT_INLINE void load_input(const int32_t* x, int64_t stride) {
 
 template <int Tile, bool Both>
 EQUIBIT_INLINE void add_products() {
-#define EQUIBIT_ADD(TILE)                        \
-  if constexpr (Tile == (TILE)) {                \
-    _tile_dpbf16ps(0, TILE, 2);                  \
+#define EQUIBIT_ADD(TILE)                           \
+  if constexpr (Tile == (TILE)) {                   \
+    _tile_dpbf16ps(0, TILE, 2);                     \
     if constexpr (Both) _tile_dpbf16ps(1, TILE, 3); \
   }
   EQUIBIT_ADD(4)
@@ -69,9 +70,8 @@ EQUIBIT_INLINE void sum_panel(const CodeProduct& p, const int32_t* x, const int3
   if constexpr (Steps > 0) {
     each<Steps>([&]<int Step>() EQUIBIT_INLINE_LAMBDA {
       load_weights(Step * kTile);
-      each<Planes>([&]<int Plane>() EQUIBIT_INLINE_LAMBDA {
-        add_products<4 + Step * Planes + Plane, Both>();
-      });
+      each<Planes>([&]<int Plane>()
+                       EQUIBIT_INLINE_LAMBDA { add_products<4 + Step * Planes + Plane, Both>(); });
     });
   } else {
     for (int word = 0; word < p.words; word += kTile) {
@@ -86,8 +86,8 @@ EQUIBIT_INLINE void sum_panel(const CodeProduct& p, const int32_t* x, const int3
   if constexpr (Both) _tile_stored(1, sums + kSums, 64);
 }
 
-/// Half a panel of some rows, stored or added. What `p` says is read once, since the compiler cannot
-/// know that results do not overwrite it.
+/// Half a panel of some rows, stored or added. What `p` says is read once, since the compiler
+/// cannot know that results do not overwrite it.
 template <bool Indexed, bool Add>
 EQUIBIT_INLINE void finish_half(const CodeProduct& p, int64_t begin, int rows, int first,
                                 const float* sums) {
@@ -170,19 +170,20 @@ void product_of(const CodeProduct& p) {
 
 void gemm(const CodeProduct& p) {
   switch (p.planes) {
-    case 1: return product_of<1>(p);
-    case 2: return product_of<2>(p);
-    default: return product_of<3>(p);
+    case 1:
+      return product_of<1>(p);
+    case 2:
+      return product_of<2>(p);
+    default:
+      return product_of<3>(p);
   }
 }
 
 }  // namespace
 
 const Bfloat16Kernels& bfloat16_tile_kernels() {
-  static const Bfloat16Kernels table = {.most_planes = 3,
-                                        .words_per_row = kTile,
-                                        .split = bfloat16_kernels().split,
-                                        .gemm = gemm};
+  static const Bfloat16Kernels table = {
+      .most_planes = 3, .words_per_row = kTile, .split = bfloat16_kernels().split, .gemm = gemm};
   return table;
 }
 

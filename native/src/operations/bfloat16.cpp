@@ -44,7 +44,8 @@ Bfloat16Matrix::Bfloat16Matrix(const Kernels& kernels, const std::vector<float>&
   numbers_.assign(static_cast<size_t>(panels) * words_ * panel, 0);
   for (int o = 0; o < out; ++o) {
     for (int k = 0; k < in; ++k) {
-      const size_t at = transpose ? static_cast<size_t>(k) * out + o : static_cast<size_t>(o) * in + k;
+      const size_t at =
+          transpose ? static_cast<size_t>(k) * out + o : static_cast<size_t>(o) * in + k;
       const uint32_t number = std::bit_cast<uint32_t>(weight[at]) >> 16;
       const size_t word = static_cast<size_t>(o / panel) * words_ + k / 2;
       int32_t& both = numbers_[word * panel + o % panel];

@@ -19,8 +19,8 @@ void round_to_bfloat16(const CodeRows& rows, float* values);
 class Bfloat16Matrix {
  public:
   Bfloat16Matrix() = default;
-  /// Of W [out][in], or of its transpose, for inputs that so many planes carry. It stays empty where
-  /// the kernels have no such products, or where a weight is no bfloat16 number.
+  /// Of W [out][in], or of its transpose, for inputs that so many planes carry. It stays empty
+  /// where the kernels have no such products, or where a weight is no bfloat16 number.
   Bfloat16Matrix(const Kernels& kernels, const std::vector<float>& weight, int out, int in,
                  int planes, bool transpose);
 
