@@ -180,6 +180,22 @@ def test_error_of_reversing_edges_in_16_bits(irreps: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(two.forces, halves.compute([large])[0].forces)
 
 
+def test_company_and_threads_change_no_bit_of_bfloat16(tmp_path: Path) -> None:
+    path = model_file(tmp_path, "bf16", irreps="32x0e+32x1o")
+    generator = np.random.default_rng(6)
+    grid = 1.6 * np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3)
+    positions = grid + generator.uniform(-0.2, 0.2, grid.shape)
+    large = Structure(generator.choice(ELEMENTS, len(grid)), positions)  # which threads share
+    molecules = asymmetric_molecules(3)
+    for kernels in kernel_names():
+        one, two = (engine.load(path, kernels=kernels, threads=threads) for threads in (1, 2))
+        alone = [one.compute([structure])[0] for structure in (*molecules, large)]
+        together = [*two.compute([*molecules, large])[:3], *two.compute([large])]
+        for got, expected in zip(together, alone, strict=True):
+            assert got.energy == expected.energy
+            np.testing.assert_array_equal(got.forces, expected.forces)
+
+
 class QuantizedNativeContract(PotentialContract):
     dtypes = ("float32",)
     skips = STAIRCASE
