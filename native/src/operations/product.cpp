@@ -143,7 +143,8 @@ Product::Product(const Kernels& kernels, const Tensors& tensors, const std::stri
   if (tensors.has(name + ".codes")) {
     read_codes(tensors, name);
   } else if (tensors.has(name + ".bfloat16")) {
-    planes_ = checked(tensors.integers(name + ".bfloat16", {1})[0], name + ".bfloat16", 1, kFloatPlanes);
+    const int planes = tensors.integers(name + ".bfloat16", {1})[0];
+    planes_ = checked(planes, name + ".bfloat16", 1, kFloatPlanes);
   } else if (tensors.has(name + ".bits")) {
     const int bits = tensors.integers(name + ".bits", {2})[0];
     if (bits != kVectorBits) decoded_ = (1 << (checked(bits, name + ".bits", 2, 16) - 1)) - 1;

@@ -37,9 +37,9 @@ float learned_step(const Tensors& tensors, const std::string& name);
 /// the recipe rounds. The reverse pass uses the rounded weights and passes straight through the
 /// rounding of inputs, unless a learned step clipped them.
 ///
-/// Products of bfloat16 numbers are summed in float32. Vectors, which are float32, and the gradients of
-/// the reverse pass are carried by three and by two such numbers, which is float32 itself and 2⁻¹⁶ of
-/// each; where the processor has no such products, or no fast ones, both are float32.
+/// Products of bfloat16 numbers are summed in float32. Vectors, which are float32, and the gradients
+/// of the reverse pass are carried by three and by two such numbers, which is float32 itself and
+/// 2⁻¹⁶ of each; where the processor has no such products, or no fast ones, both are float32.
 ///
 /// Several products of one input, side by side, are one product; where their inputs are rounded
 /// differently, that is a list of products behind the same face.
