@@ -58,7 +58,7 @@ def test_names_are_whole_and_layers_of_a_kind_share_a_row(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["inspect", "ethanol-w4a8"]) == 0
     shown = capsys.readouterr().out
-    assert "attention.*.query (3×)" in shown
+    assert "attention.*.query (2×)" in shown
     assert "…" not in shown.replace("…  ", "", 1)  # the digest of the file alone is cut
     assert len(shown.splitlines()) < 200
     (embedding,) = [line for line in shown.splitlines() if line.startswith("│ embedding ")]

@@ -156,6 +156,14 @@ def test_equals_the_fake_quantised_network(form: str, tmp_path: Path) -> None:
     assert_equals_the_fake_quantised(path)
 
 
+def shared_by_threads() -> Structure:
+    """More atoms than one thread takes alone, which is 200."""
+    generator = np.random.default_rng(6)
+    grid = 1.6 * np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3)
+    positions = grid + generator.uniform(-0.2, 0.2, grid.shape)
+    return Structure(generator.choice(ELEMENTS, len(grid)), positions)
+
+
 @pytest.mark.parametrize("irreps", ["64x0e+64x1o", "96x0e+32x1o+32x2e"])
 def test_error_of_reversing_edges_in_16_bits(irreps: str, tmp_path: Path) -> None:
     """The same codes, with edges reversed in 16-bit floats and in float32."""
@@ -171,21 +179,14 @@ def test_error_of_reversing_edges_in_16_bits(irreps: str, tmp_path: Path) -> Non
         error = np.sqrt(np.mean((got.forces - wanted.forces) ** 2))
         errors.append(error / np.sqrt(np.mean(wanted.forces**2)))
     assert 1e-6 < np.median(errors) < 2e-3, errors
-    # Sums of 16 bits, too, do not depend on who makes them: more atoms than one thread takes at once.
-    generator = np.random.default_rng(5)
-    grid = 1.6 * np.stack(np.meshgrid(*[np.arange(5)] * 3), -1).reshape(-1, 3)
-    positions = grid + generator.uniform(-0.2, 0.2, grid.shape)
-    large = Structure(generator.choice(ELEMENTS, len(grid)), positions)
+    large = shared_by_threads()  # sums of 16 bits, too, do not depend on who makes them
     two = engine.load(path, kernels="amx", threads=2).compute([large])[0]
     np.testing.assert_array_equal(two.forces, halves.compute([large])[0].forces)
 
 
 def test_company_and_threads_change_no_bit_of_bfloat16(tmp_path: Path) -> None:
     path = model_file(tmp_path, "bf16", irreps="32x0e+32x1o")
-    generator = np.random.default_rng(6)
-    grid = 1.6 * np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3)
-    positions = grid + generator.uniform(-0.2, 0.2, grid.shape)
-    large = Structure(generator.choice(ELEMENTS, len(grid)), positions)  # which threads share
+    large = shared_by_threads()
     molecules = asymmetric_molecules(3)
     for kernels in kernel_names():
         one, two = (engine.load(path, kernels=kernels, threads=threads) for threads in (1, 2))
