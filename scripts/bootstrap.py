@@ -169,6 +169,12 @@ def run_tests(python: Path) -> int:
         checks = {
             "Lint": ["ruff", "check", "."],
             "Check the format": ["ruff", "format", "--check", "."],
+            "Check the format of C and C++": [
+                "clang_format",
+                "--dry-run",
+                "-Werror",
+                *native_files(),
+            ],
             "Check the types": ["mypy"],
             "Build the documentation": ["mkdocs", "build", "--strict", "--quiet", "-d", site],
             "Run the tests": ["pytest", "-n", "2"],
@@ -184,6 +190,13 @@ def run_tests(python: Path) -> int:
                 if tool != "pytest":
                     say(str(error))
     return 1 if failed else 0
+
+
+def native_files() -> list[str]:
+    """C and C++ of this package."""
+    endings = {".c", ".cpp", ".h", ".inc"}
+    found = (CHECKOUT / "native").rglob("*")
+    return sorted(str(path.relative_to(CHECKOUT)) for path in found if path.suffix in endings)
 
 
 def step(title: str, command: Sequence[str], advice: str) -> None:

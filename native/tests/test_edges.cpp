@@ -76,9 +76,9 @@ class EdgeCase {
         reverse[back] = there;
       }
     }
-    inputs.push_back(random(kAtoms * s.scalars));                             // query
-    inputs.push_back(random(kAtoms * s.scalars));                             // key
-    inputs.push_back(random(kAtoms * (s.scalars + s.degree * s.channels)));   // value
+    inputs.push_back(random(kAtoms * s.scalars));                            // query
+    inputs.push_back(random(kAtoms * s.scalars));                            // key
+    inputs.push_back(random(kAtoms * (s.scalars + s.degree * s.channels)));  // value
     for (float& x : inputs[0]) x *= 0.3f;
     for (int l = 1; l <= s.degree; ++l) {
       inputs.push_back(random(kAtoms * (2 * l + 1) * s.channels));
@@ -543,11 +543,11 @@ void test_vectors(const Kernels& kernels, int degree, int channels, bool cube) {
 int main() {
   using namespace equibit;
   const Shape shapes[] = {
-      {2, 8, 0, 0, false, true, false, true},      {4, 64, 64, 1, true, false, false, true},
-      {4, 64, 64, 1, false, false, false, true},   {4, 64, 64, 1, false, true, false, false},
-      {3, 24, 24, 1, false, false, true, false},   {5, 15, 10, 1, false, true, false, true},
-      {1, 16, 16, 2, true, true, true, false},     {2, 32, 32, 2, false, false, true, true},
-      {1, 16, 16, 2, false, true, false, false},   {1, 8, 8, 3, false, true, true, true},
+      {2, 8, 0, 0, false, true, false, true},    {4, 64, 64, 1, true, false, false, true},
+      {4, 64, 64, 1, false, false, false, true}, {4, 64, 64, 1, false, true, false, false},
+      {3, 24, 24, 1, false, false, true, false}, {5, 15, 10, 1, false, true, false, true},
+      {1, 16, 16, 2, true, true, true, false},   {2, 32, 32, 2, false, false, true, true},
+      {1, 16, 16, 2, false, true, false, false}, {1, 8, 8, 3, false, true, true, true},
       {2, 8, 4, 3, false, false, false, false},
   };
   const Shape half_shapes[] = {

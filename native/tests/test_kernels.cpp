@@ -161,8 +161,8 @@ void test_bfloat16_rows(const Kernels& kernels, int n) {
           rest -= centers[static_cast<size_t>(species[static_cast<size_t>(r)] * n + k)];
         }
         for (int plane = 0; plane < planes; ++plane) {
-          const auto word =
-              static_cast<uint32_t>(codes[static_cast<size_t>((r * planes + plane) * words + k / 2)]);
+          const auto word = static_cast<uint32_t>(
+              codes[static_cast<size_t>((r * planes + plane) * words + k / 2)]);
           const auto got = std::bit_cast<float>((k % 2 == 0 ? word << 16 : word) & 0xffff0000u);
           check(got == nearest_bfloat16(rest), what + ", plane " + std::to_string(plane));
           rest -= got;
@@ -206,7 +206,8 @@ void test_bfloat16_product(const Kernels& kernels, int rows, int in, int out, in
   const auto value = [&](int r, int k) {
     const float own = x[static_cast<size_t>(r * ldx + k)];
     if (!centered) return own;
-    const float center = model.floats[1][static_cast<size_t>(species[static_cast<size_t>(r)] * in + k)];
+    const float center =
+        model.floats[1][static_cast<size_t>(species[static_cast<size_t>(r)] * in + k)];
     return nearest_bfloat16(own - center);
   };
   double worst = 0.0, scale = 1.0, worst_reverse = 0.0, scale_reverse = 1.0;
@@ -344,14 +345,14 @@ void test_gates(const Kernels& kernels, int components, int channels) {
   for (const bool plain : {false, true}) {
     std::vector<float> y(rows * C), s(atoms * C), d_gate(atoms * C), d_product(rows * C),
         dut(rows * 2 * C);
-    kernels.gate(atoms, components, C, gates.data(), C, ut.data(),
-                 plain ? nullptr : product.data(), plain ? nullptr : base.data(), y.data());
+    kernels.gate(atoms, components, C, gates.data(), C, ut.data(), plain ? nullptr : product.data(),
+                 plain ? nullptr : base.data(), y.data());
     kernels.gate_backward(atoms, components, C, gates.data(), C, ut.data(),
                           plain ? nullptr : product.data(), dy.data(), d_gate.data(), C,
                           d_product.data());
     kernels.vector_dot(atoms, components, C, ut.data(), factor, s.data(), C);
-    kernels.vector_dot_backward(atoms, components, C, ut.data(), factor, ds.data(), C,
-                                gates.data(), C, plain ? nullptr : dy.data(), dut.data());
+    kernels.vector_dot_backward(atoms, components, C, ut.data(), factor, ds.data(), C, gates.data(),
+                                C, plain ? nullptr : dy.data(), dut.data());
     for (int i = 0; i < atoms; ++i) {
       for (int c = 0; c < C; ++c) {
         const double gate = gates[i * C + c], scaled = factor * ds[i * C + c];
@@ -402,9 +403,9 @@ void test_loader() {
     const struct {
       const char* name;
       int64_t out, in;
-    } products[] = {{"attention.0.qkv", 32, 8},  {"attention.0.output", 8, 8},
-                    {"update.0.mix.1", 16, 8},   {"update.0.hidden", 8, 16},
-                    {"update.0.output", 8, 8},   {"head.hidden", 8, 8},
+    } products[] = {{"attention.0.qkv", 32, 8}, {"attention.0.output", 8, 8},
+                    {"update.0.mix.1", 16, 8},  {"update.0.hidden", 8, 16},
+                    {"update.0.output", 8, 8},  {"head.hidden", 8, 8},
                     {"head.output", 1, 8}};
     for (const auto& product : products) {
       model.add_random(std::string(product.name) + ".weight", {product.out, product.in});
@@ -508,7 +509,8 @@ int main() {
     for (int n : {1, 8, 23, 32, 64, 200}) test_bfloat16_rows(kernels, n);
     for (int rows : {1, 2, 9, 16, 27}) {
       for (int planes : {1, 3}) {
-        for (int in : {8, 23, 32, 64, 128, 150}) test_bfloat16_product(kernels, rows, in, 96, planes);
+        for (int in : {8, 23, 32, 64, 128, 150})
+          test_bfloat16_product(kernels, rows, in, 96, planes);
         for (int out : {1, 7, 33, 50}) test_bfloat16_product(kernels, rows, 64, out, planes);
       }
     }

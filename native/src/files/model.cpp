@@ -25,10 +25,10 @@ namespace {
 constexpr int64_t kModelVersion = 3;
 constexpr int64_t kMostValues = int64_t{1} << 28;  // of one tensor, unpacked
 
-constexpr int32_t kVectorBits = 24;            // of the components of rounded vectors, multiplied out
-constexpr int32_t kBfloat16Bits = 16;          // of weights, whose integer codes have 8 at most
-constexpr int32_t kRoundedNumbers = 1;         // bfloat16 numbers that carry an input that is rounded,
-constexpr int32_t kFloatNumbers = 3;           // and one that is float32
+constexpr int32_t kVectorBits = 24;     // of the components of rounded vectors, multiplied out
+constexpr int32_t kBfloat16Bits = 16;   // of weights, whose integer codes have 8 at most
+constexpr int32_t kRoundedNumbers = 1;  // bfloat16 numbers that carry an input that is rounded,
+constexpr int32_t kFloatNumbers = 3;    // and one that is float32
 
 /// Sizes of a matrix product.
 struct Shape {
@@ -208,7 +208,7 @@ class Source {
 
   /// Codes of a matrix, or of blocks on its diagonal, as the file has them.
   struct Codes {
-    int64_t heads, out, in;      // of each block
+    int64_t heads, out, in;  // of each block
     int32_t bits;
     std::vector<int8_t> codes;   // [heads, out, in] integers, or else
     std::vector<float> numbers;  // bfloat16
@@ -290,8 +290,7 @@ class Source {
     std::vector<T> result(static_cast<size_t>(c.heads * c.out * c.heads * c.in), T{0});
     for (int64_t row = 0; row < c.heads * c.out; ++row) {
       const auto from = blocks.begin() + row * c.in;
-      std::copy(from, from + c.in,
-                result.begin() + row * c.heads * c.in + row / c.out * c.in);
+      std::copy(from, from + c.in, result.begin() + row * c.heads * c.in + row / c.out * c.in);
     }
     return result;
   }
@@ -385,8 +384,8 @@ class Source {
       const int64_t index = std::to_integer<int64_t>(stored.data[k]) + first;
       const int64_t sixteenth = ((index % 16) + 16) % 16;
       const double mantissa = std::pow(2.0, static_cast<double>(sixteenth) / 16.0);
-      steps.push_back(static_cast<float>(
-          std::ldexp(mantissa, static_cast<int>((index - sixteenth) / 16))));
+      steps.push_back(
+          static_cast<float>(std::ldexp(mantissa, static_cast<int>((index - sixteenth) / 16))));
     }
     return steps;
   }
@@ -401,8 +400,8 @@ void add_norm(Arrays& arrays, const Source& source, const std::string& name) {
   }
 }
 
-/// Inputs that share a step, if products of integer codes can follow them: as many everywhere in the
-/// matrix, and whole words. Else 0.
+/// Inputs that share a step, if products of integer codes can follow them: as many everywhere in
+/// the matrix, and whole words. Else 0.
 int64_t even_group(const Source::Codes& c) {
   if (!c.numbers.empty()) return 0;
   if (c.groups == 1) return c.heads * c.in;
@@ -410,8 +409,8 @@ int64_t even_group(const Source::Codes& c) {
   return even && c.group % 4 == 0 && c.group <= 512 ? c.group : 0;
 }
 
-/// The codes of products of one input, whose inputs are rounded to so many bits. Where the groups of
-/// blocks do not cut the whole matrix evenly, codes are left out, and decoded weights serve.
+/// The codes of products of one input, whose inputs are rounded to so many bits. Where the groups
+/// of blocks do not cut the whole matrix evenly, codes are left out, and decoded weights serve.
 void add_codes(Arrays& arrays, const Source& source, const std::string& name,
                const std::vector<std::string>& parts, int32_t input_bits) {
   std::vector<int8_t> codes;
@@ -464,7 +463,8 @@ InputRounding rounding_of(const Source& source, const std::string& part, int64_t
   if (!result.rounded) return result;
   result.bits = source.input_bits(part);
   result.bfloat16 = q->bfloat16;
-  if (q->bfloat16 && result.bits != kBfloat16Bits) throw FileFault("its input bits are out of range");
+  if (q->bfloat16 && result.bits != kBfloat16Bits)
+    throw FileFault("its input bits are out of range");
   result.group = q->bfloat16 ? in : even_group(source.codes(part));
   if (q->learned) result.step = source.step(part + ".input_quantizer");
   // Edges have no species to be centred by.
@@ -605,11 +605,13 @@ class Couplings {
                  s15 = std::sqrt(15.0);
     if (degree == 1) return {y, z, x};
     if (degree == 2) {
-      return {s3 * x * y, s3 * y * z, 0.5 * (3 * z * z - 1), s3 * x * z, 0.5 * s3 * (x * x - y * y)};
+      return {s3 * x * y, s3 * y * z, 0.5 * (3 * z * z - 1), s3 * x * z,
+              0.5 * s3 * (x * x - y * y)};
     }
-    return {s10 / 4 * y * (3 * x * x - y * y), s15 * x * y * z, s6 / 4 * y * (5 * z * z - 1),
-            0.5 * z * (5 * z * z - 3),         s6 / 4 * x * (5 * z * z - 1),
-            s15 / 2 * z * (x * x - y * y),     s10 / 4 * x * (x * x - 3 * y * y)};
+    return {s10 / 4 * y * (3 * x * x - y * y), s15 * x * y * z,
+            s6 / 4 * y * (5 * z * z - 1),      0.5 * z * (5 * z * z - 3),
+            s6 / 4 * x * (5 * z * z - 1),      s15 / 2 * z * (x * x - y * y),
+            s10 / 4 * x * (x * x - 3 * y * y)};
   }
 
   std::vector<std::array<double, 3>> points_;
@@ -630,7 +632,8 @@ std::vector<int> channels_of(const std::string& irreps) {
       count = 10 * count + (term[k] - '0');
     }
     if (cross == term.npos || cross == 0 || cross > 6 || term.size() != cross + 3 ||
-        term[cross + 1] != static_cast<char>('0' + channels.size()) || channels.size() > kMaxDegree) {
+        term[cross + 1] != static_cast<char>('0' + channels.size()) ||
+        channels.size() > kMaxDegree) {
       throw FileFault("its irreps are not usable: " + irreps);
     }
     channels.push_back(count);
@@ -646,7 +649,8 @@ std::vector<int> channels_of(const std::string& irreps) {
 
 int small(const Json& json, const char* what) {
   const int64_t value = json.integer(what);
-  if (value < 0 || value > 1 << 20) throw FileFault(std::string("its ") + what + " is out of range");
+  if (value < 0 || value > 1 << 20)
+    throw FileFault(std::string("its ") + what + " is out of range");
   return static_cast<int>(value);
 }
 
@@ -678,7 +682,8 @@ Arrays arrays_of(const TransformerConfig& config, const Source& source) {
                         attend + ".key_step");
     const auto [filter, shape] = source.weight(attend + ".filter");
     if (shape.in != functions) unfit(attend + ".filter and basis.projection differ");
-    if (splines > kMostValues / std::max<int64_t>(shape.out, 1)) unfit(attend + ".filter is too large");
+    if (splines > kMostValues / std::max<int64_t>(shape.out, 1))
+      unfit(attend + ".filter is too large");
     std::vector<float> table;
     for (int64_t s = 0; s < splines; ++s) {
       for (int64_t o = 0; o < shape.out; ++o) {
@@ -818,8 +823,8 @@ std::unique_ptr<const Network> so3krates(const Json& network, int elements, cons
   const Source source(container, q);
   for (int index = 0; index < config.layers; ++index) {
     for (const char* branch : {"invariant", "equivariant"}) {
-      const std::string second = "layers." + std::to_string(index) + "." + branch +
-                                 "_filter.radial.second";
+      const std::string second =
+          "layers." + std::to_string(index) + "." + branch + "_filter.radial.second";
       if (q != nullptr && q->scalars && source.rounds_inputs(second)) config.tabulated = false;
     }
   }
@@ -865,8 +870,8 @@ LoadedModel load_model(std::vector<std::byte> bytes, const Kernels& kernels) {
       .scalars = channels[0],
       .channels = channels.size() > 1 ? channels[1] : 0,
       .max_degree = static_cast<int>(channels.size()) - 1,
-      .hidden = static_cast<int>(std::min<int64_t>(
-          int64_t{small(network.at("hidden"), "hidden")} * channels[0], 1 << 20)),
+      .hidden = static_cast<int>(
+          std::min<int64_t>(int64_t{small(network.at("hidden"), "hidden")} * channels[0], 1 << 20)),
       .splines = small(network.at("splines"), "splines"),
       .cutoff = network.at("cutoff").number("cutoff"),
       .softmax = network.at("attention").text("attention") == "softmax",

@@ -17,12 +17,6 @@
 namespace equibit {
 namespace {
 
-#define EQUIBIT_INLINE inline __attribute__((always_inline))
-#define EQUIBIT_INLINE_LAMBDA __attribute__((always_inline))
-
-constexpr int kPanel = 32;
-constexpr int kTile = 16;
-
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -55,24 +49,11 @@ void release() {
   _tile_release();
 }
 
-constexpr int kHeld = 4;           // tiles of inputs that stay loaded
-constexpr int kSums = 256;         // of one tile
-
-/// Tiles are named by literals.
-template <int Tile>
-EQUIBIT_INLINE void load_input(const int32_t* x, int64_t stride) {
-  static_assert(Tile >= 4 && Tile < 8);
-  if constexpr (Tile == 4) _tile_loadd(4, x, stride * 4);
-  if constexpr (Tile == 5) _tile_loadd(5, x, stride * 4);
-  if constexpr (Tile == 6) _tile_loadd(6, x, stride * 4);
-  if constexpr (Tile == 7) _tile_loadd(7, x, stride * 4);
-}
-
 /// Adds products of one plane. The highest plane is signed.
 template <int Plane, int Tile>
 EQUIBIT_INLINE void add_products() {
-#define EQUIBIT_ADD(TILE)                              \
-  if constexpr (Tile == (TILE)) {                      \
+#define EQUIBIT_ADD(TILE)                               \
+  if constexpr (Tile == (TILE)) {                       \
     if constexpr (Plane == 0) _tile_dpbssd(0, TILE, 3); \
     if constexpr (Plane == 1) _tile_dpbusd(1, TILE, 3); \
     if constexpr (Plane == 2) _tile_dpbusd(2, TILE, 3); \
@@ -82,15 +63,6 @@ EQUIBIT_INLINE void add_products() {
   EQUIBIT_ADD(6)
   EQUIBIT_ADD(7)
 #undef EQUIBIT_ADD
-}
-
-/// f<0>(), …, f<N − 1>().
-template <int N, typename F>
-EQUIBIT_INLINE void each(const F& f) {
-  if constexpr (N > 0) f.template operator()<0>();
-  if constexpr (N > 1) f.template operator()<1>();
-  if constexpr (N > 2) f.template operator()<2>();
-  if constexpr (N > 3) f.template operator()<3>();
 }
 
 /// Loads all inputs of a block of rows, `Steps` tiles of each plane.
@@ -114,9 +86,8 @@ EQUIBIT_INLINE void sum_tiles(const int32_t* x, int plane, int64_t stride, const
   if constexpr (Steps > 0) {
     each<Steps>([&]<int Step>() EQUIBIT_INLINE_LAMBDA {
       _tile_loadd(3, weight + Step * kTile * kPanel, kPanel * 4);
-      each<Planes>([&]<int Plane>() EQUIBIT_INLINE_LAMBDA {
-        add_products<Plane, 4 + Step * Planes + Plane>();
-      });
+      each<Planes>([&]<int Plane>()
+                       EQUIBIT_INLINE_LAMBDA { add_products<Plane, 4 + Step * Planes + Plane>(); });
     });
   } else {
     for (int word = 0; word < words; word += step) {
@@ -147,8 +118,8 @@ EQUIBIT_INLINE __m512 total_of(const int32_t* sum) {
                          _mm512_cvtepi32_ps(low));
 }
 
-/// Rows of half a panel: (Σ_g step_g · sum_g) · scale + bias, stored or added. What `p` says is read
-/// once, since the compiler cannot know that results do not overwrite it.
+/// Rows of half a panel: (Σ_g step_g · sum_g) · scale + bias, stored or added. What `p` says is
+/// read once, since the compiler cannot know that results do not overwrite it.
 template <int Planes, bool Grouped, bool Indexed, bool Add, bool Whole>
 EQUIBIT_INLINE void finish_rows(const CodeProduct& p, int64_t begin, int rows, int first,
                                 const float* steps, int groups, const int32_t* sums) {
@@ -159,8 +130,7 @@ EQUIBIT_INLINE void finish_rows(const CodeProduct& p, int64_t begin, int rows, i
   };
   const __m512 step = _mm512_loadu_ps(steps);
   const float* bias = p.bias != nullptr ? p.bias + first : nullptr;
-  const __m512 same =
-      bias != nullptr && !Indexed ? load(bias) : _mm512_setzero_ps();
+  const __m512 same = bias != nullptr && !Indexed ? load(bias) : _mm512_setzero_ps();
   const int32_t* index = Indexed ? p.bias_index + begin : nullptr;
   const float* scales = p.scales + begin;
   const int64_t ldy = p.ldy;
@@ -173,8 +143,7 @@ EQUIBIT_INLINE void finish_rows(const CodeProduct& p, int64_t begin, int rows, i
                               _mm512_loadu_ps(steps + group * kPanel), sum);
       }
     }
-    const __m512 start =
-        Indexed ? load(bias + index[r] * static_cast<int64_t>(out)) : same;
+    const __m512 start = Indexed ? load(bias + index[r] * static_cast<int64_t>(out)) : same;
     sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(scales[r]), start);
     if constexpr (Add) sum = _mm512_add_ps(sum, load(y));
     if constexpr (Whole) {
@@ -256,16 +225,18 @@ void product_of(const CodeProduct& p) {
 
 void gemm_split(const CodeProduct& p) {
   switch (p.planes) {
-    case 1: return product_of<1>(p);
-    case 2: return product_of<2>(p);
-    default: return product_of<3>(p);
+    case 1:
+      return product_of<1>(p);
+    case 2:
+      return product_of<2>(p);
+    default:
+      return product_of<3>(p);
   }
 }
 
 /// 64 bytes in the order of what was packed, which goes by quarters of a register.
 EQUIBIT_INLINE __m512i in_order(__m512i packed) {
-  const __m512i order =
-      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(order, packed);
 }
 
@@ -290,9 +261,9 @@ EQUIBIT_INLINE void lower_bytes(const __m512i* codes, __m512i* upper, __m512i* l
   };
   const __m512i low = pair(0), high = pair(2), mask = _mm512_set1_epi16(0xff);
   *lower = in_order(_mm512_packus_epi16(_mm512_and_si512(low, mask), _mm512_and_si512(high, mask)));
-  *upper = in_order(
-      Signed ? _mm512_packs_epi16(_mm512_srai_epi16(low, 8), _mm512_srai_epi16(high, 8))
-             : _mm512_packus_epi16(_mm512_srli_epi16(low, 8), _mm512_srli_epi16(high, 8)));
+  *upper =
+      in_order(Signed ? _mm512_packs_epi16(_mm512_srai_epi16(low, 8), _mm512_srai_epi16(high, 8))
+                      : _mm512_packus_epi16(_mm512_srli_epi16(low, 8), _mm512_srli_epi16(high, 8)));
 }
 
 /// Codes of one row. Blocks of 16 channels are held in registers where their number is known.
@@ -356,18 +327,26 @@ void round_bytes_of(const CodeRows& p) {
     const int64_t stride = 4 * static_cast<int64_t>(p.words) * Planes;
     auto* out = reinterpret_cast<uint8_t*>(p.codes);
     for (int64_t r = 0; r < p.rows; ++r, out += stride) {
-      const float* center = Centered ? p.centers + p.species[r] * static_cast<int64_t>(p.n) : nullptr;
+      const float* center =
+          Centered ? p.centers + p.species[r] * static_cast<int64_t>(p.n) : nullptr;
       p.scales[r] = round_row<Planes, Blocks, Centered, Scaled>(p, p.x + r * p.ldx, center, out);
     }
   };
   switch (p.n) {
-    case 32: return with_blocks.template operator()<2>();
-    case 64: return with_blocks.template operator()<4>();
-    case 96: return with_blocks.template operator()<6>();
-    case 128: return with_blocks.template operator()<8>();
-    case 160: return with_blocks.template operator()<10>();
-    case 256: return with_blocks.template operator()<16>();
-    default: return with_blocks.template operator()<0>();
+    case 32:
+      return with_blocks.template operator()<2>();
+    case 64:
+      return with_blocks.template operator()<4>();
+    case 96:
+      return with_blocks.template operator()<6>();
+    case 128:
+      return with_blocks.template operator()<8>();
+    case 160:
+      return with_blocks.template operator()<10>();
+    case 256:
+      return with_blocks.template operator()<16>();
+    default:
+      return with_blocks.template operator()<0>();
   }
 }
 

@@ -14,25 +14,7 @@
 namespace equibit {
 namespace {
 
-#define EQUIBIT_INLINE inline __attribute__((always_inline))
-#define EQUIBIT_INLINE_LAMBDA __attribute__((always_inline))
-
-constexpr int kPanel = 32;
-constexpr int kTile = 16;
-constexpr int kSums = kTile * kTile;
-constexpr int kHeld = 4;  // tiles of inputs that stay loaded
-
-// 0 and 1: sums of the halves of a panel; 2 and 3: their weights; 4–7: inputs. Tiles are named by
-// literals.
-template <int Tile>
-EQUIBIT_INLINE void load_input(const int32_t* x, int64_t stride) {
-  static_assert(Tile >= 4 && Tile < 8);
-  if constexpr (Tile == 4) _tile_loadd(4, x, stride * 4);
-  if constexpr (Tile == 5) _tile_loadd(5, x, stride * 4);
-  if constexpr (Tile == 6) _tile_loadd(6, x, stride * 4);
-  if constexpr (Tile == 7) _tile_loadd(7, x, stride * 4);
-}
-
+// 0 and 1: sums of the halves of a panel; 2 and 3: their weights; 4–7: inputs.
 template <int Tile, bool Both>
 EQUIBIT_INLINE void add_products() {
 #define EQUIBIT_ADD(TILE)                           \
@@ -45,15 +27,6 @@ EQUIBIT_INLINE void add_products() {
   EQUIBIT_ADD(6)
   EQUIBIT_ADD(7)
 #undef EQUIBIT_ADD
-}
-
-/// f<0>(), …, f<N − 1>().
-template <int N, typename F>
-EQUIBIT_INLINE void each(const F& f) {
-  if constexpr (N > 0) f.template operator()<0>();
-  if constexpr (N > 1) f.template operator()<1>();
-  if constexpr (N > 2) f.template operator()<2>();
-  if constexpr (N > 3) f.template operator()<3>();
 }
 
 /// Sums of one panel, or of its first half, of inputs that are held where Steps > 0.

@@ -17,12 +17,11 @@ namespace {
 /// Whether all these bits of EAX or EDX of CPUID leaf 7 are set.
 bool leaf7(unsigned subleaf, unsigned eax, unsigned edx) {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, subleaf, &a, &b, &c, &d) != 0 && (a & eax) == eax &&
-         (d & edx) == edx;
+  return __get_cpuid_count(7, subleaf, &a, &b, &c, &d) != 0 && (a & eax) == eax && (d & edx) == edx;
 }
-constexpr unsigned kAvxVnni = 1u << 4;                   // subleaf 1, EAX
-[[maybe_unused]] constexpr unsigned kTiles = 3u << 24;   // subleaf 0, EDX: tiles and int8
-[[maybe_unused]] constexpr unsigned kHalves = 1u << 23;  // subleaf 0, EDX
+constexpr unsigned kAvxVnni = 1u << 4;                          // subleaf 1, EAX
+[[maybe_unused]] constexpr unsigned kTiles = 3u << 24;          // subleaf 0, EDX: tiles and int8
+[[maybe_unused]] constexpr unsigned kHalves = 1u << 23;         // subleaf 0, EDX
 [[maybe_unused]] constexpr unsigned kBfloat16 = 1u << 5;        // subleaf 1, EAX
 [[maybe_unused]] constexpr unsigned kBfloat16Tiles = 1u << 22;  // subleaf 0, EDX
 #endif

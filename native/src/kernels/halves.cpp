@@ -1,9 +1,9 @@
 // The reverse of the edge pass in 16-bit floats (AVX512-FP16), 32 channels to a register.
 //
-// Every row of gradients, and of what an atom sends, is scaled by a power of two of its own, so that
-// its largest lies between 2 and 4: neither overflows, and what underflows is below 2⁻²⁴ of that.
-// Sums over edges pass on to float32 every fourth edge, sums over channels once eight are left of
-// them at the end of an edge.
+// Every row of gradients, and of what an atom sends, is scaled by a power of two of its own, so
+// that its largest lies between 2 and 4: neither overflows, and what underflows is below 2⁻²⁴ of
+// that. Sums over edges pass on to float32 every fourth edge, sums over channels once eight are
+// left of them at the end of an edge.
 
 #include <cstdint>
 
@@ -39,8 +39,8 @@ struct HalfBlock {
   static EQUIBIT_INLINE HalfBlock load_first(int n, const Half* p) {
     const __mmask32 mask = n < 32 ? (1u << n) - 1 : ~0u;
     if (n > 16) return {_mm512_castsi512_ph(_mm512_maskz_loadu_epi16(mask, p))};
-    return {_mm512_castsi512_ph(_mm512_zextsi256_si512(
-        _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p)))};
+    return {_mm512_castsi512_ph(
+        _mm512_zextsi256_si512(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p)))};
   }
   static EQUIBIT_INLINE HalfBlock fill(float x) {
     return {_mm512_set1_ph(static_cast<_Float16>(x))};
@@ -73,21 +73,20 @@ EQUIBIT_INLINE HalfBlock quarters(const HalfBlock& a, const HalfBlock& b) {
 /// Sums of eight: Σ x_0 … x_7, Σ x_8 … x_15, and those of y.
 EQUIBIT_INLINE Lanes<4> sum_eights(const Lanes<16>& x, const Lanes<16>& y) {
   const Float16 a = x.v[0], b = y.v[0];
-  const Float16 two = __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12,
-                                              14, 28, 30) +
-                      __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13,
-                                              15, 29, 31);
-  const Float16 four = two + __builtin_shufflevector(two, two, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14,
-                                                     15, 8, 9, 10, 11);
+  const Float16 two =
+      __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+      __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+  const Float16 four =
+      two + __builtin_shufflevector(two, two, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
   return {{__builtin_shufflevector(four, four, 0, 8, 2, 10) +
            __builtin_shufflevector(four, four, 1, 9, 3, 11)}};
 }
 
 /// Filters of one pair and their slopes. Values of splines sum to 1 and their slopes to 0, so with
-/// D_t = c_{t+1} − c_t, Σ_t v_t c_t = c_1 − v_0 D_0 + (v_2 + v_3) D_1 + v_3 D_2 and likewise without
-/// c_1; small differences bear the rounding of v that c would not.
-EQUIBIT_INLINE void half_filter_row(const Edges& edges, const Attention& a, int64_t p,
-                                    Half* values, Half* slopes) {
+/// D_t = c_{t+1} − c_t, Σ_t v_t c_t = c_1 − v_0 D_0 + (v_2 + v_3) D_1 + v_3 D_2 and likewise
+/// without c_1; small differences bear the rounding of v that c would not.
+EQUIBIT_INLINE void half_filter_row(const Edges& edges, const Attention& a, int64_t p, Half* values,
+                                    Half* slopes) {
   using V = HalfBlock;
   const int64_t stride = a.half_stride, at = edges.tap[p] * stride;
   const Half* middle = a.half_table + at + stride;
@@ -296,7 +295,8 @@ class Halves {
     if (a_.first) return;
     const Lanes<16> factor = Lanes<16>::fill(1.0f / common_);
     const auto add = [&](int64_t from, int64_t size, float* to) EQUIBIT_INLINE_LAMBDA {
-      for (int64_t c = 0; c < size; c += 16) accumulate<16>(to + c, factor * widened(sums_ + from + c));
+      for (int64_t c = 0; c < size; c += 16)
+        accumulate<16>(to + c, factor * widened(sums_ + from + c));
     };
     add(0, a_.scalars + L * a_.channels, g_.value + k_ * g_.qkv_ld);
     for (int l = 1; l <= L; ++l) {
@@ -356,9 +356,8 @@ void gradients(const Attention& a, const AttentionGradient& g, int64_t from, int
 
 void backward(const Edges& edges, const Attention& a, const AttentionGradient& g, int64_t from,
               int64_t to, float* scratch) {
-  with_degree(a, [&]<int L>() {
-    attention_rows_backward<Halves<L>, L>(edges, a, g, from, to, scratch);
-  });
+  with_degree(
+      a, [&]<int L>() { attention_rows_backward<Halves<L>, L>(edges, a, g, from, to, scratch); });
 }
 
 }  // namespace

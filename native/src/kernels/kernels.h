@@ -38,7 +38,7 @@ struct Attention {
   int max_degree;  // L
   bool first;      // no vectors to send yet
   bool softmax;
-  bool axial;          // parts of vectors along the bond reach every degree
+  bool axial;  // parts of vectors along the bond reach every degree
   // [n_splines][stride] columns F, C·L (0→ℓ), for each ℓ C (→0), C (ℓ→ℓ) and if axial C·L (→1 … L),
   // and heads
   const float* table;
@@ -52,14 +52,14 @@ struct Attention {
   int64_t half_stride;
   const uint16_t* half_filters;
   const uint16_t* half_slopes;
-  const float* query;    // [n_atoms][F] times temperature
-  const float* key;      // [n_atoms][F]
-  const float* value;    // [n_atoms][F + L·C]
+  const float* query;  // [n_atoms][F] times temperature
+  const float* key;    // [n_atoms][F]
+  const float* value;  // [n_atoms][F + L·C]
   int64_t value_ld;
   const float* vectors[kMaxDegree + 1];  // [n_atoms][2ℓ+1][C]
 
-  float* raw;                          // [n_edges][heads] p_ij/f_c(d_ij)
-  float* invariants;                   // [n_atoms][F + L·C], only F in the first layer
+  float* raw;         // [n_edges][heads] p_ij/f_c(d_ij)
+  float* invariants;  // [n_atoms][F + L·C], only F in the first layer
   int64_t invariant_ld;
   float* messages[kMaxDegree + 1];     // [n_atoms][2ℓ+1][C] A^ℓ, or null
   float* vectors_out[kMaxDegree + 1];  // vectors + A^ℓ
@@ -74,12 +74,12 @@ struct AttentionGradient {
   float* key;
   float* value;
   int64_t qkv_ld;
-  float* vectors[kMaxDegree + 1];         // set
-  float* d_z;                             // [n_edges][heads]
-  float* geometry;                        // [n_edges][edge_gradients(L)], added to
+  float* vectors[kMaxDegree + 1];  // set
+  float* d_z;                      // [n_edges][heads]
+  float* geometry;                 // [n_edges][edge_gradients(L)], added to
   // `invariants` and `messages` of an atom in one row of 16-bit floats, times a power of two.
-  uint16_t* halves;                       // [n_atoms][half_row]
-  float* half_scales;                     // [n_atoms] that power
+  uint16_t* halves;    // [n_atoms][half_row]
+  float* half_scales;  // [n_atoms] that power
 };
 
 /// Numbers in a row of `AttentionGradient::halves`: F + L·C, then (2ℓ+1)·C of each degree.
@@ -120,9 +120,9 @@ struct CodeRows {
   const int32_t* species;  // [rows], used with centers
   const float* factors;    // [n] f, or null
   int highest;
-  int32_t* codes;          // [rows][words], zeros beyond n
+  int32_t* codes;  // [rows][words], zeros beyond n
   int words;
-  float* scales;           // [rows] steps
+  float* scales;  // [rows] steps
 };
 
 /// Y = scale_r (Σ_g step_og Σ_k w_ok q_rk) + b, or Y += … , in integers within each group g.
@@ -131,25 +131,26 @@ struct CodeRows {
 /// three planes of bytes, q = Σ_b 256^b q_b, of which the highest is signed.
 struct CodeProduct {
   int64_t rows;
-  int words;               // per row of weights
-  int group_words;         // that share a step
+  int words;        // per row of weights
+  int group_words;  // that share a step
   int groups;
   int out;
-  int planes;              // of split codes
-  const int32_t* x;        // [rows][words], or [rows][planes][words] from the highest byte down,
-                           // with room for rows to a multiple of 16
-  const float* scales;     // [rows]
-  const int32_t* weight;   // [⌈out/panel⌉][words][panel]
-  const float* steps;      // [⌈out/panel⌉][groups][panel]
-  const int32_t* offsets;  // [⌈out/panel⌉][groups][panel] what each sum starts from
-  const float* bias;       // [out] or [species][out], or null
+  int planes;                 // of split codes
+  const int32_t* x;           // [rows][words], or [rows][planes][words] from the highest byte down,
+                              // with room for rows to a multiple of 16
+  const float* scales;        // [rows]
+  const int32_t* weight;      // [⌈out/panel⌉][words][panel]
+  const float* steps;         // [⌈out/panel⌉][groups][panel]
+  const int32_t* offsets;     // [⌈out/panel⌉][groups][panel] what each sum starts from
+  const float* bias;          // [out] or [species][out], or null
   const int32_t* bias_index;  // [rows] species, or null
   float* y;
   int64_t ldy;
   bool add;
 };
 
-/// Directions of vectors shorter than this share of 1, which round to zero, are not stretched further.
+/// Directions of vectors shorter than this share of 1, which round to zero, are not stretched
+/// further.
 inline constexpr float kSmallestSide = 1e-3f;
 
 inline constexpr int kMostGroups = 8;  // in products of split codes
@@ -215,8 +216,8 @@ struct Kernels {
   void (*attention)(const Edges&, const Attention&, int64_t from, int64_t to, float* scratch);
   void (*attention_sums_backward)(const Attention&, const AttentionGradient&, int64_t from,
                                   int64_t to);
-  void (*attention_backward)(const Edges&, const Attention&, const AttentionGradient&,
-                             int64_t from, int64_t to, float* scratch);
+  void (*attention_backward)(const Edges&, const Attention&, const AttentionGradient&, int64_t from,
+                             int64_t to, float* scratch);
   void (*attention_query_backward)(const Edges&, const Attention&, const AttentionGradient&,
                                    int64_t from, int64_t to);
   const HalfKernels* halves;  // or null
@@ -249,13 +250,13 @@ struct Kernels {
   void (*gate)(int64_t atoms, int components, int channels, const float* gate, int64_t ldg,
                const float* ut, const float* product, const float* base, float* y);
   /// d_gate and d_product are set, the latter unless P is null; ∂U is for `vector_dot_backward`.
-  void (*gate_backward)(int64_t atoms, int components, int channels, const float* gate,
-                        int64_t ldg, const float* ut, const float* product, const float* dy,
-                        float* d_gate, int64_t ldd, float* d_product);
+  void (*gate_backward)(int64_t atoms, int components, int channels, const float* gate, int64_t ldg,
+                        const float* ut, const float* product, const float* dy, float* d_gate,
+                        int64_t ldd, float* d_product);
   /// y = D x + base: components turned by an [n][n] matrix per atom, or its transpose; base may be
   /// null, or y.
-  void (*rotate)(int64_t atoms, int components, int channels, const float* matrices,
-                 bool transpose, const float* x, const float* base, float* y);
+  void (*rotate)(int64_t atoms, int components, int channels, const float* matrices, bool transpose,
+                 const float* x, const float* base, float* y);
   /// y = a + b, either of which may be y.
   void (*add)(int64_t n, const float* a, const float* b, float* y);
 

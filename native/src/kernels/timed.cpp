@@ -9,7 +9,7 @@
 
 namespace equibit {
 
-const char* const kStageNames[kStages] = {"products",       "rounding", "filters",
+const char* const kStageNames[kStages] = {"products",       "rounding",       "filters",
                                           "edges, forward", "edges, reverse", "atoms"};
 
 namespace {

@@ -63,8 +63,7 @@ void eigen(const double matrix[9], double values[3], double axes[9]) {
 
 /// (1 − (d/r_c)²)³ e^{−d} and r̂ of a pair.
 double smooth_weight(const double* vector, double cutoff, double unit[3]) {
-  const double d =
-      std::sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]);
+  const double d = std::sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]);
   for (int k = 0; k < 3; ++k) unit[k] = vector[k] / d;
   const double x = std::max(0.0, 1.0 - (d / cutoff) * (d / cutoff));
   return x * x * x * std::exp(-d);
@@ -101,8 +100,7 @@ void add_row(double factor, const double* __restrict__ x, double* __restrict__ y
 
 }  // namespace
 
-PairList open_pairs(int64_t n_atoms, const double* positions, double cutoff,
-                    Workspace& workspace) {
+PairList open_pairs(int64_t n_atoms, const double* positions, double cutoff, Workspace& workspace) {
   PairList list;
   list.n_atoms = n_atoms;
   list.first = workspace.take<int64_t>(n_atoms + 1);
@@ -242,8 +240,7 @@ double* local_frames(const PairList& pairs, const int32_t* species, double cutof
   double* frames = workspace.take<double>(9 * n);
   for (int64_t i = 0; i < n; ++i) {
     const double* t = tensors + kRow * i;
-    const double length =
-        std::max(std::sqrt(t[0] * t[0] + t[1] * t[1] + t[2] * t[2]), kTiny);
+    const double length = std::max(std::sqrt(t[0] * t[0] + t[1] * t[1] + t[2] * t[2]), kTiny);
     double moment[9];
     int k = 3;
     for (int a = 0; a < 3; ++a) {
@@ -258,8 +255,7 @@ double* local_frames(const PairList& pairs, const int32_t* species, double cutof
     for (int r = 0; r < 3; ++r) {
       const int s = (r + 1) % 3, t2 = (r + 2) % 3;
       frame[3 * r] = axes[3 * r + 1];
-      frame[3 * r + 1] =
-          axes[3 * s + z] * axes[3 * t2 + 1] - axes[3 * t2 + z] * axes[3 * s + 1];
+      frame[3 * r + 1] = axes[3 * s + z] * axes[3 * t2 + 1] - axes[3 * t2 + z] * axes[3 * s + 1];
       frame[3 * r + 2] = axes[3 * r + z];
     }
   }
@@ -443,8 +439,8 @@ EdgeGeometry edge_geometry(const PairList& list, const RadialGrid& grid, int max
       tap[p] = at;
       const double values[4] = {s * s * s / 6, (3 * t * t * t - 6 * t * t + 4) / 6,
                                 (3 * s * s * s - 6 * s * s + 4) / 6, t * t * t / 6};
-      const double derivatives[4] = {-s * s / 2, (3 * t * t - 4 * t) / 2,
-                                     (4 * s - 3 * s * s) / 2, t * t / 2};
+      const double derivatives[4] = {-s * s / 2, (3 * t * t - 4 * t) / 2, (4 * s - 3 * s * s) / 2,
+                                     t * t / 2};
       for (int k = 0; k < 4; ++k) {
         taps[4 * p + k] = static_cast<float>(values[k]);
         slopes[4 * p + k] = static_cast<float>(derivatives[k] * stretch);

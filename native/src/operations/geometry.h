@@ -16,11 +16,11 @@ inline constexpr double kMinDistance = 0.05;
 struct PairList {
   int64_t n_atoms = 0;
   int64_t n_pairs = 0;
-  int64_t most = 0;            // pairs of one atom
-  int64_t* first = nullptr;    // [n_atoms + 1]
-  int32_t* second = nullptr;   // [n_pairs]
-  double* vectors = nullptr;   // [n_pairs][3] r_j − r_i in Å
-  double closest = 1e30;       // smallest distance
+  int64_t most = 0;           // pairs of one atom
+  int64_t* first = nullptr;   // [n_atoms + 1]
+  int32_t* second = nullptr;  // [n_pairs]
+  double* vectors = nullptr;  // [n_pairs][3] r_j − r_i in Å
+  double closest = 1e30;      // smallest distance
 };
 
 /// All pairs of an open system.

@@ -51,8 +51,8 @@ VectorRounding vectors_of(const Tensors& tensors, const std::string& name) {
   return result;
 }
 
-/// Codes of a matrix [out][in] for inputs of up to 8, 16 or 24 bits. `group` inputs share one of the
-/// steps [out][groups].
+/// Codes of a matrix [out][in] for inputs of up to 8, 16 or 24 bits. `group` inputs share one of
+/// the steps [out][groups].
 template <typename CodeAt, typename StepAt>
 PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int bits,
                        const CodeAt& code_at, const StepAt& step_at) {
@@ -105,8 +105,8 @@ PackedCodes pack_codes(const Kernels& kernels, int out, int in, int group, int b
       int32_t& word = result.codes[(block * words + k / per_word) * panel + lane];
       const int shift = 32 / per_word * (k % per_word);
       const uint32_t mask = per_word == 4 ? 0xffu : 0xffffu;
-      word = static_cast<int32_t>(static_cast<uint32_t>(word) |
-                                  (static_cast<uint32_t>(code) & mask) << shift);
+      word = static_cast<int32_t>(static_cast<uint32_t>(word) | (static_cast<uint32_t>(code) & mask)
+                                                                    << shift);
       if (shifted) result.offsets[(block * result.groups + k / group) * panel + lane] -= 128 * code;
     }
   }
@@ -200,8 +200,8 @@ void Product::read_codes(const Tensors& tensors, const std::string& name) {
     const int begin = stored == 1 ? 0 : g * group;
     const int end = stored == 1 ? in_ : std::min(in_, begin + group);
     reverse_.push_back(pack_codes(
-        *kernels_, end - begin, out_, out_, 16,
-        [&](int k, int o) { return code_at(o, begin + k); }, [](int, int) { return 1.0f; }));
+        *kernels_, end - begin, out_, out_, 16, [&](int k, int o) { return code_at(o, begin + k); },
+        [](int, int) { return 1.0f; }));
     for (int o = 0; o < out_; ++o) reverse_factors_.push_back(step_at(o, g));
   }
 }
@@ -312,16 +312,16 @@ void Product::forward_rows(int64_t rows, const int32_t* species, const float* x,
   const float* bias = bias_.empty() ? nullptr : bias_.data();
   const bool centered = !centers_.empty();
   CodeRows wanted = {.rows = rows,
-                           .n = in_,
-                           .x = x,
-                           .ldx = ldx,
-                           .centers = centered ? centers_.data() : nullptr,
-                           .species = species,
-                           .factors = nullptr,
-                           .highest = decoded_ > 0 ? decoded_ : highest_,
-                           .codes = nullptr,
-                           .words = 0,
-                           .scales = nullptr};
+                     .n = in_,
+                     .x = x,
+                     .ldx = ldx,
+                     .centers = centered ? centers_.data() : nullptr,
+                     .species = species,
+                     .factors = nullptr,
+                     .highest = decoded_ > 0 ? decoded_ : highest_,
+                     .codes = nullptr,
+                     .words = 0,
+                     .scales = nullptr};
   if (planes_ > 0) {
     forward_numbers(wanted, bias, y, ldy, add, workspace);
     return;
@@ -386,8 +386,8 @@ void Product::forward_vectors(int64_t atoms, int components, const float* x, flo
   forward_rows(rows, nullptr, x, in_, steps, y, out_, false, workspace, nullptr);
 }
 
-void Product::backward(int64_t rows, const float* dy, int64_t ldy, float* dx, int64_t ldx,
-                       bool add, Workspace& workspace, const uint8_t* clips) const {
+void Product::backward(int64_t rows, const float* dy, int64_t ldy, float* dx, int64_t ldx, bool add,
+                       Workspace& workspace, const uint8_t* clips) const {
   if (!parts_.empty()) {
     for (const Product& part : parts_) {
       part.backward(rows, dy, ldy, dx, ldx, add, workspace, clips);

@@ -94,11 +94,11 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
   const auto& c = config_;
   const bool sane = c.elements >= 1 && c.layers >= 1 && c.heads >= 1 && c.heads <= kMaxHeads &&
                     c.scalars >= 1 && c.scalars % c.heads == 0 && c.max_degree >= 0 &&
-                    c.max_degree <= kMaxDegree && c.splines >= 4 && c.hidden >= 1 &&
-                    c.cutoff > 0 && (c.max_degree > 0) == (c.channels > 0) &&
-                    c.channels % c.heads == 0 && c.scalars <= 4096 && c.channels <= 4096 &&
-                    c.hidden <= 32768 && c.attention_highest >= 0 &&
-                    c.attention_highest <= 32767 && c.layers <= 64 && c.elements <= 118 && c.splines <= 4096;
+                    c.max_degree <= kMaxDegree && c.splines >= 4 && c.hidden >= 1 && c.cutoff > 0 &&
+                    (c.max_degree > 0) == (c.channels > 0) && c.channels % c.heads == 0 &&
+                    c.scalars <= 4096 && c.channels <= 4096 && c.hidden <= 32768 &&
+                    c.attention_highest >= 0 && c.attention_highest <= 32767 && c.layers <= 64 &&
+                    c.elements <= 118 && c.splines <= 4096;
   if (!sane) throw ModelFault("the network's sizes are not supported");
 
   const int F = c.scalars, C = c.channels, L = c.max_degree, VW = F + L * C;
@@ -135,9 +135,8 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
 
   if (c.local_frames) {
     for (int l = 2; l <= L; ++l) {
-      wigner_[l] = tensors.doubles(
-          "coupling.1." + std::to_string(l - 1) + "." + std::to_string(l),
-          {3, 2 * l - 1, 2 * l + 1});
+      wigner_[l] = tensors.doubles("coupling.1." + std::to_string(l - 1) + "." + std::to_string(l),
+                                   {3, 2 * l - 1, 2 * l + 1});
     }
   }
 
@@ -167,14 +166,15 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
             table[static_cast<size_t>(k * columns + column)];
       }
     }
-    layer.output = Product(kernels, tensors, attend + "output", first ? F : VW, F, true, c.elements);
+    layer.output =
+        Product(kernels, tensors, attend + "output", first ? F : VW, F, true, c.elements);
 
     layer.update_gain = tensors.floats(update + "norm.weight", {F});
     layer.update_bias = tensors.floats(update + "norm.bias", {F});
     layer.mix.resize(static_cast<size_t>(L) + 1);
     for (int l = 1; l <= L; ++l) {
-      layer.mix[static_cast<size_t>(l)] =
-          Product(kernels, tensors, update + "mix." + std::to_string(l), C, 2 * C, false, c.elements);
+      layer.mix[static_cast<size_t>(l)] = Product(
+          kernels, tensors, update + "mix." + std::to_string(l), C, 2 * C, false, c.elements);
     }
     if (!last && !couplings_.empty()) {
       const int64_t paths = static_cast<int64_t>(couplings_.size());
@@ -185,15 +185,15 @@ EquivariantTransformer::EquivariantTransformer(const TransformerConfig& config,
       }
     }
     layer.hidden = Product(kernels, tensors, update + "hidden", VW, c.hidden, true, c.elements);
-    layer.update = Product(kernels, tensors, update + "output", c.hidden, last ? F : VW, true, c.elements);
+    layer.update =
+        Product(kernels, tensors, update + "output", c.hidden, last ? F : VW, true, c.elements);
     layers_.push_back(std::move(layer));
   }
   head_gain_ = tensors.floats("head.norm.weight", {F});
   head_bias_ = tensors.floats("head.norm.bias", {F});
   head_hidden_ = Product(kernels, tensors, "head.hidden", F, F, true, c.elements);
   head_output_ = Product(kernels, tensors, "head.output", F, 1, true, c.elements);
-  if (kernels.halves != nullptr && layers_[0].qkv.reverse_in_codes() &&
-      halves_fit(F, C, L)) {
+  if (kernels.halves != nullptr && layers_[0].qkv.reverse_in_codes() && halves_fit(F, C, L)) {
     narrow_tables();
   }
 }
@@ -306,9 +306,9 @@ void EquivariantTransformer::compute(PairList& list, const int32_t* species, Wor
 }
 
 EquivariantTransformer::Evaluation::Evaluation(const EquivariantTransformer& network,
-                                               const EdgeGeometry& geometry,
-                                               const int32_t* species, const float* const* frames,
-                                               bool gradients, Workspace& workspace, Crew& crew)
+                                               const EdgeGeometry& geometry, const int32_t* species,
+                                               const float* const* frames, bool gradients,
+                                               Workspace& workspace, Crew& crew)
     : network_(network),
       k_(*network.kernels_),
       c_(network.config_),
@@ -465,8 +465,7 @@ void EquivariantTransformer::Evaluation::prepare(size_t index, int64_t begin, in
                   scaled + begin * F);
     }
   };
-  round(qkv, layer.query_step, layer.query_factor.data(), s.query, s.query_inverse,
-        s.scaled_query);
+  round(qkv, layer.query_step, layer.query_factor.data(), s.query, s.query_inverse, s.scaled_query);
   round(qkv + F, layer.key_step, network_.ones_.data(), s.key, s.key_inverse, s.rounded_key);
 }
 
@@ -526,7 +525,8 @@ void EquivariantTransformer::Evaluation::update(size_t index, int64_t begin, int
   for (size_t path = 0; path < network_.couplings_.size(); ++path) {
     const Coupling coupling = network_.coupling(layer, path);
     k_.couple(n, C, coupling, s.mixed[coupling.l1] + 2 * row(coupling.l1),
-              s.mixed[coupling.l2] + 2 * row(coupling.l2), s.product[coupling.l3] + row(coupling.l3));
+              s.mixed[coupling.l2] + 2 * row(coupling.l2),
+              s.product[coupling.l3] + row(coupling.l3));
   }
   for (int l = 1; l <= L; ++l) {
     const int m = 2 * l + 1;
@@ -625,7 +625,8 @@ void EquivariantTransformer::Evaluation::head_backward(int64_t begin, int64_t en
   const int64_t n = end - begin;
   float* seed = local.take<float>(n);
   for (int64_t i = 0; i < n; ++i) {
-    seed[i] = static_cast<float>(network_.reference_.scale[static_cast<size_t>(species_[begin + i])]);
+    seed[i] =
+        static_cast<float>(network_.reference_.scale[static_cast<size_t>(species_[begin + i])]);
   }
   float* dh = local.take<float>(n * F);
   float* d_normed = local.take<float>(n * F);
@@ -681,8 +682,8 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
   for (int l = 1; l <= L; ++l) {
     const int m = 2 * l + 1;
     const float factor = 1.0f / std::sqrt(static_cast<float>(m));
-    k_.vector_dot_backward(n, m, C, s.mixed[l] + 2 * row(l), factor, d_inputs + F + (l - 1) * C,
-                           VW, gates(l), VW, d_gated[l], d_mixed[l]);
+    k_.vector_dot_backward(n, m, C, s.mixed[l] + 2 * row(l), factor, d_inputs + F + (l - 1) * C, VW,
+                           gates(l), VW, d_gated[l], d_mixed[l]);
   }
   for (size_t path = 0; !last && path < network_.couplings_.size(); ++path) {
     const Coupling coupling = network_.coupling(layer, path);
@@ -702,8 +703,8 @@ void EquivariantTransformer::Evaluation::update_backward(size_t index, int64_t b
       k_.add(size(l), passed_on, d_local[l], d_message);
     }
   }
-  k_.layer_norm_backward(n, F, d_inputs, VW, layer.update_gain.data(),
-                         s.update_normal + begin * F, s.update_inverse + begin, dx);
+  k_.layer_norm_backward(n, F, d_inputs, VW, layer.update_gain.data(), s.update_normal + begin * F,
+                         s.update_inverse + begin, dx);
   const Attention& a = s.attention;
   layer.output.backward(n, dx, F, d_invariants_ + begin * a.invariant_ld, a.invariant_ld, false,
                         local, clips_from(begin, layer.output, s.output_clips));
