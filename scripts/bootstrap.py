@@ -166,29 +166,33 @@ def run_demo(python: Path) -> int:
 def run_tests(python: Path) -> int:
     """All checks, the test suite last so that its closing line closes the output."""
     with tempfile.TemporaryDirectory() as site:
+        run = [str(python), "-m"]
+        clang_format = str(python.with_name("clang-format"))
         checks = {
-            "Lint": ["ruff", "check", "."],
-            "Check the format": ["ruff", "format", "--check", "."],
+            "Lint": [*run, "ruff", "check", "."],
+            "Check the format": [*run, "ruff", "format", "--check", "."],
             "Check the format of C and C++": [
-                "clang_format",
+                clang_format,
                 "--dry-run",
                 "-Werror",
                 *native_files(),
             ],
-            "Check the types": ["mypy"],
-            "Build the documentation": ["mkdocs", "build", "--strict", "--quiet", "-d", site],
-            "Run the tests": ["pytest", "-n", "2"],
+            "Check the types": [*run, "mypy"],
+            "Build the documentation": [*run, "mkdocs", "build", "--strict", "--quiet", "-d", site],
         }
         failed = []
-        for title, (tool, *arguments) in checks.items():
-            if failed and tool == "pytest":
-                say(f"Failed so far: {', '.join(failed)}")
+        for title, command in checks.items():
             try:
-                step(title, [str(python), "-m", tool, *arguments], "see above")
+                step(title, command, "see above")
             except StepError as error:
                 failed.append(title.lower())
-                if tool != "pytest":
-                    say(str(error))
+                say(str(error))
+        if failed:
+            say(f"Failed so far: {', '.join(failed)}")
+        try:
+            step("Run the tests", [*run, "pytest", "-n", "2"], "see above")
+        except StepError:
+            failed.append("tests")
     return 1 if failed else 0
 
 
