@@ -88,11 +88,12 @@ def test_the_width_of_a_walk_leaves_its_slope_out() -> None:
 def test_claims_are_judged_by_every_seed() -> None:
     row = {"mean": 0.0, "slopes": [0.1, -0.2], "collapsed": {}}
     found = {"nve w4a8": {"row": row, "collapses": {"0": None, "1": None}}}
-    assert [claim.verdict for claim in _claims(found)] == ["not run", "not confirmed"]
+    assert [claim.verdict for claim in _claims(found, 1000)] == ["not run", "not confirmed"]
     row["slopes"] = [0.1, -0.1]
-    assert [claim.verdict for claim in _claims(found)] == ["not run", "surpassed"]
+    assert [claim.verdict for claim in _claims(found, 1000)] == ["not run", "surpassed"]
+    assert [claim.verdict for claim in _claims(found, 999)] == ["not run", "not run"]
     found["nve w4a8"]["collapses"] = {"0": 12.5, "1": None}
-    assert [claim.verdict for claim in _claims(found)] == ["not run", "not confirmed"]
+    assert [claim.verdict for claim in _claims(found, 1000)] == ["not run", "not confirmed"]
 
 
 def test_contenders_are_checked() -> None:
