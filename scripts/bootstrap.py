@@ -198,8 +198,9 @@ def run_tests(python: Path) -> int:
 
 def native_files() -> list[str]:
     """C and C++ of this package."""
+    folders = ("examples", "fuzz", "include", "src", "tests")  # and not what a build leaves beside
     endings = {".c", ".cpp", ".h", ".inc"}
-    found = (CHECKOUT / "native").rglob("*")
+    found = [path for name in folders for path in (CHECKOUT / "native" / name).rglob("*")]
     return sorted(str(path.relative_to(CHECKOUT)) for path in found if path.suffix in endings)
 
 
