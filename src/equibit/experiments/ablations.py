@@ -18,7 +18,13 @@ from equibit.experiments.ethanol import CONFIGS
 from equibit.experiments.quantisers import judged
 from equibit.experiments.report import NOT_RUN, Claim, Report, Table
 from equibit.experiments.stages import Measure, Stage, held_out_structures
-from equibit.experiments.variants import CONTROL_VARIANT, Variant, Variants, VariantsConfig
+from equibit.experiments.variants import (
+    CONTROL_VARIANT,
+    FEW_STRUCTURES,
+    Variant,
+    Variants,
+    VariantsConfig,
+)
 from equibit.models.files import load_network
 from equibit.networks.attention import NeighbourAttention
 from equibit.networks.base import AtomisticNetwork
@@ -191,12 +197,7 @@ class Ablations(Variants[VariantsConfig]):
     quick_settings: ClassVar[Mapping[str, Any]] = {
         "training": CONFIGS / "quick-training.yaml",
         "dataset": "ethanol-pbe",
-        "train": 100,
-        "validation": 20,
-        "test": 20,
-        "fine_tuning": CONFIGS / "quick-qat.yaml",
-        "rotations": 2,
-        "rotated_structures": 3,
+        **FEW_STRUCTURES,
     }
     # The parent and the control are those of the ethanol table.
     folders: ClassVar[Mapping[str, Path]] = {"runs": Path("runs/ethanol")}

@@ -11,7 +11,14 @@ from equibit.experiments.experiment import ExperimentConfig
 from equibit.experiments.qm9 import LARGEST_RISE, Qm9, draw_curve
 from equibit.experiments.report import Claim, Report
 from equibit.experiments.stages import Stage, Train, model_of
-from equibit.experiments.variants import CONTROL_VARIANT, PARENT, Variant, Variants, VariantsConfig
+from equibit.experiments.variants import (
+    CONTROL_VARIANT,
+    FEW_STRUCTURES,
+    PARENT,
+    Variant,
+    Variants,
+    VariantsConfig,
+)
 from equibit.structures.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,12 +48,7 @@ class Transfer(Variants[TransferConfig]):
     config_type: ClassVar[type[ExperimentConfig]] = TransferConfig
     quick_settings: ClassVar[Mapping[str, Any]] = {
         "training": CONFIGS / "quick-transfer.yaml",
-        "train": 100,
-        "validation": 20,
-        "test": 20,
-        "fine_tuning": CONFIGS / "quick-qat.yaml",
-        "rotations": 2,
-        "rotated_structures": 3,
+        **FEW_STRUCTURES,
     }
 
     def known(self) -> Sequence[Variant]:

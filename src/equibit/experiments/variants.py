@@ -30,6 +30,16 @@ from equibit.training.run import MODEL
 
 PARENT = "fp32"
 
+# Settings of a quick form that only shows that everything works.
+FEW_STRUCTURES: Mapping[str, Any] = {
+    "train": 100,
+    "validation": 20,
+    "test": 20,
+    "fine_tuning": CONFIGS / "quick-qat.yaml",
+    "rotations": 2,
+    "rotated_structures": 3,
+}
+
 
 class VariantsConfig(ExperimentConfig):
     """What parents there are, and what they are fine-tuned and judged on.
